@@ -1,0 +1,8 @@
+//! The pure room: ids, units, disks, extents, volumes, allocation, attachment and migration, device stacks.
+//!
+//! Invariants: no I/O, no clock, no randomness, no async runtime; time and random bits are arguments. Everything
+//! here can be run a million times a minute by a test.
+
+pub mod ids;
+pub mod names;
+pub mod units;
