@@ -6,3 +6,4 @@
 pub mod ids;
 pub mod names;
 pub mod units;
+pub mod volume;
