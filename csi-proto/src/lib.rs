@@ -1,1 +1,16 @@
-//! csi-proto.
+//! The protocols Weir speaks, compiled from `proto/`: generated code, no logic.
+//!
+//! Messages, clients and servers come from `build.rs`, which compiles every `.proto` of the folder;
+//! each protobuf package has one module here. This crate must not know pools, kernels or files.
+
+/// Container Storage Interface 1.12.0, package `csi.v1`.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+pub mod csi {
+    tonic::include_proto!("csi.v1");
+}
+
+/// Every field the protocols mark with `csi_secret`, as (full message name, field name), sorted.
+///
+/// Values of these fields must not reach a log, a status message or a store. The generated `Debug`
+/// prints them. `VolumeCapability.MountVolume.mount_flags` may be sensitive too, but carries no mark.
+pub const SECRET_FIELDS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/secret_fields.rs"));
