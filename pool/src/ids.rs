@@ -246,7 +246,9 @@ mod tests {
 
     #[test]
     fn names_are_dns_names() {
-        for (s, ok) in [("n1", true), ("a.b-c", true), ("", false), ("-a", false), ("A", false), ("a/b", false)] {
+        for (s, ok) in
+            [("n1", true), ("a.b-c", true), ("", false), ("-a", false), ("A", false), ("a/b", false)]
+        {
             assert_eq!(s.parse::<NodeName>().is_ok(), ok, "{s:?}");
         }
         assert!("x".repeat(129).parse::<NodeName>().is_err());

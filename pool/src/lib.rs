@@ -3,7 +3,10 @@
 //! Invariants: no I/O, no clock, no randomness, no async runtime; time and random bits are arguments. Everything
 //! here can be run a million times a minute by a test.
 
+pub mod access;
+pub mod goals;
 pub mod ids;
 pub mod names;
+pub mod stack;
 pub mod units;
 pub mod volume;

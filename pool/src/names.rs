@@ -31,7 +31,11 @@ impl DmRole {
     /// The volume it belongs to.
     pub fn volume(&self) -> VolumeId {
         match self {
-            DmRole::Top(v) | DmRole::Map(v) | DmRole::WriteLeg(v) | DmRole::Leg(v, _) | DmRole::Slice(v, _, _) => *v,
+            DmRole::Top(v)
+            | DmRole::Map(v)
+            | DmRole::WriteLeg(v)
+            | DmRole::Leg(v, _)
+            | DmRole::Slice(v, _, _) => *v,
         }
     }
 
@@ -146,7 +150,13 @@ mod tests {
 
     fn roles() -> Vec<DmRole> {
         let (v, d) = (VolumeId::from_u128(u128::MAX), DiskId::from_u128(u128::MAX - 1));
-        vec![DmRole::Top(v), DmRole::Map(v), DmRole::WriteLeg(v), DmRole::Leg(v, d), DmRole::Slice(v, d, u64::MAX)]
+        vec![
+            DmRole::Top(v),
+            DmRole::Map(v),
+            DmRole::WriteLeg(v),
+            DmRole::Leg(v, d),
+            DmRole::Slice(v, d, u64::MAX),
+        ]
     }
 
     #[test]
@@ -155,7 +165,8 @@ mod tests {
             assert!(r.dm_name().len() <= 127 && r.dm_uuid().len() <= 127, "{r:?}");
             assert_eq!(DmRole::parse(&r.dm_uuid()), Some(r));
         }
-        for foreign in ["", "LVM-abc", "WEIR-", "WEIR-top-xyz", "WEIR-top-00000000000000000000000000000001-9"] {
+        for foreign in ["", "LVM-abc", "WEIR-", "WEIR-top-xyz", "WEIR-top-00000000000000000000000000000001-9"]
+        {
             assert_eq!(DmRole::parse(foreign), None, "{foreign}");
         }
     }

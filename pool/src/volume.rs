@@ -162,7 +162,11 @@ impl Map {
             && s.stripe.is_none()
             && last.end() == s.start
             && last.legs.len() == s.legs.len()
-            && last.legs.iter().zip(&s.legs).all(|(a, b)| a.disk == b.disk && a.first.plus(last.count) == b.first)
+            && last
+                .legs
+                .iter()
+                .zip(&s.legs)
+                .all(|(a, b)| a.disk == b.disk && a.first.plus(last.count) == b.first)
         {
             last.count = last.count.plus(s.count);
             return;
