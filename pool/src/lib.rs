@@ -4,8 +4,11 @@
 //! here can be run a million times a minute by a test.
 
 pub mod access;
+pub mod disk;
+pub mod free;
 pub mod goals;
 pub mod ids;
+pub mod layout;
 pub mod names;
 pub mod stack;
 pub mod units;
