@@ -9,6 +9,12 @@ pub mod csi {
     tonic::include_proto!("csi.v1");
 }
 
+/// The session between node plugins and the controller, package `weir.node.v1`.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+pub mod node {
+    tonic::include_proto!("weir.node.v1");
+}
+
 /// Every field the protocols mark with `csi_secret`, as (full message name, field name), sorted.
 ///
 /// Values of these fields must not reach a log, a status message or a store. The generated `Debug`
