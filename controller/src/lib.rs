@@ -1,1 +1,4 @@
-//! controller.
+//! The controller: allocates, places, attaches, cuts over. A shell around the pure room `pool`: observe -> plan -> record ->
+//! tell. It never touches a device.
+
+pub mod api;
