@@ -159,7 +159,9 @@ fields! {
     SHARING 37, 1, "0 = migrate, 1 = multiWriter";
     NAME_LEN 38, 1, "bytes of the name";
     PARAMS 39, 1, "number of parameters";
-    TEXTS 40, 0, "the name; then per parameter: 1 byte length, key, 2 bytes length, value (UTF-8)";
+    PARTS 40, 4, "striped: stripes; mirrored: replicas; else zero";
+    CHUNK 44, 8, "striped: sectors of a chunk; else zero";
+    TEXTS 52, 0, "the name; then per parameter: 1 byte length, key, 2 bytes length, value (UTF-8)";
 }
 
 /// One structure as text: a line a field. The documentation holds exactly this.
@@ -205,7 +207,7 @@ mod tests {
             (page::ALL, 0, BLOCK),
             (record::ALL, 0, RECORD_HEAD),
             (run::ALL, RECORD_HEAD, RUN_RECORD),
-            (volume::ALL, RECORD_HEAD, 40),
+            (volume::ALL, RECORD_HEAD, 52),
         ] {
             let mut at = start;
             for f in fields {

@@ -27,9 +27,7 @@ pub mod write;
 pub use claim::{ClaimError, ClaimRequest, Claimed, Force, ReleaseError, claim, release};
 pub use file::{FileStorage, OpenMode};
 pub use mem::MemDisk;
-pub use model::{
-    Geometry, Identity, Label, PoolUid, RunEntry, RunState, Sharing, VolumeEntry, VolumeLayout, VolumeSummary,
-};
+pub use model::{Geometry, Identity, Label, PoolUid, RunEntry, RunState, VolumeEntry, VolumeSummary};
 pub use probe::{Signature, probe_signatures};
 pub use read::{CopyFault, CopyId, FoundLabel, OtherCopy, ReadLabelError, SizeChange, read_label};
 pub use storage::{Storage, StorageError};

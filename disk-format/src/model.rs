@@ -6,7 +6,9 @@
 use std::{collections::BTreeMap, fmt};
 
 use pool::{
+    access::Sharing,
     ids::{DiskId, Epoch, PoolName, VolumeId},
+    layout::Layout,
     units::{Bytes, ExtentSize, Extents},
     volume::{Run, Stripe},
 };
@@ -140,28 +142,6 @@ pub struct Identity {
     pub compat: u64,
 }
 
-/// How a volume's legs make a whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum VolumeLayout {
-    /// One extent after the other.
-    Linear,
-    /// Interleaved.
-    Striped,
-    /// Copies.
-    Mirrored,
-    /// One disk, all of it.
-    WholeDisk,
-}
-
-/// Who may use a volume at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Sharing {
-    /// One node, two during a migration.
-    Migrate,
-    /// Many nodes.
-    MultiWriter,
-}
-
 /// What of a volume's record each of its disks keeps, so that the record can be made again from disks alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VolumeSummary {
@@ -170,7 +150,7 @@ pub struct VolumeSummary {
     /// Its size.
     pub size: Bytes,
     /// Its layout.
-    pub layout: VolumeLayout,
+    pub layout: Layout,
     /// Who may use it at once.
     pub sharing: Sharing,
     /// Epoch of the record that this label last saw.

@@ -112,7 +112,6 @@ fn at_the_end<S: Storage + ?Sized>(p: &mut Prober<'_, S>) -> Result<(), StorageE
             p.at("DRBD", at.map(|n| n + 60), magic)?;
         }
     }
-    // A bcache or VMFS in a partition that begins at its device's end cannot be seen from here, nor need it.
     Ok(())
 }
 

@@ -6,14 +6,16 @@
 use std::collections::BTreeMap;
 
 use pool::{
+    access::Sharing,
     ids::{Epoch, VolumeId},
+    layout::Layout,
     units::{Bytes, Extents, Sectors},
     volume::Stripe,
 };
 
 use crate::{
     layout::{self, Field, RECORD_HEAD, RUN_RECORD, VOLUME_RECORD_MAX},
-    model::{RunEntry, RunState, Sharing, SummaryFault, VolumeLayout, VolumeSummary},
+    model::{RunEntry, RunState, SummaryFault, VolumeSummary},
 };
 
 const KIND_VOLUME: u8 = 1;
@@ -85,12 +87,15 @@ pub(crate) fn encode_volume(id: VolumeId, s: &VolumeSummary) -> Vec<u8> {
     put(&mut b, f::ID, &id.to_bytes());
     put(&mut b, f::SIZE, &s.size.get().to_le_bytes());
     put(&mut b, f::EPOCH, &s.epoch.get().to_le_bytes());
-    b[f::LAYOUT.at] = match s.layout {
-        VolumeLayout::Linear => 0,
-        VolumeLayout::Striped => 1,
-        VolumeLayout::Mirrored => 2,
-        VolumeLayout::WholeDisk => 3,
+    let (kind, parts, chunk) = match s.layout {
+        Layout::Linear => (0, 0, 0),
+        Layout::Striped { stripes, chunk } => (1, stripes, chunk.get()),
+        Layout::Mirrored { replicas } => (2, replicas, 0),
+        Layout::WholeDisk => (3, 0, 0),
     };
+    b[f::LAYOUT.at] = kind;
+    put(&mut b, f::PARTS, &parts.to_le_bytes());
+    put(&mut b, f::CHUNK, &chunk.to_le_bytes());
     b[f::SHARING.at] = match s.sharing {
         Sharing::Migrate => 0,
         Sharing::MultiWriter => 1,
@@ -193,17 +198,19 @@ fn decode_volume(b: &[u8]) -> Result<Record, &'static str> {
     if !texts.is_empty() {
         return Err("a volume's record is longer than what it holds");
     }
+    let (parts, chunk) = (get(b, f::PARTS) as u32, Sectors::new(get(b, f::CHUNK)));
+    let layout = match b[f::LAYOUT.at] {
+        0 => Layout::Linear,
+        1 => Layout::Striped { stripes: parts, chunk },
+        2 => Layout::Mirrored { replicas: parts },
+        3 => Layout::WholeDisk,
+        _ => return Err("a volume's layout is unknown"),
+    };
     let summary = VolumeSummary {
         name,
         size: Bytes::new(get(b, f::SIZE)),
         epoch: Epoch::new(get(b, f::EPOCH)),
-        layout: match b[f::LAYOUT.at] {
-            0 => VolumeLayout::Linear,
-            1 => VolumeLayout::Striped,
-            2 => VolumeLayout::Mirrored,
-            3 => VolumeLayout::WholeDisk,
-            _ => return Err("a volume's layout is unknown"),
-        },
+        layout,
         sharing: match b[f::SHARING.at] {
             0 => Sharing::Migrate,
             1 => Sharing::MultiWriter,

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use disk_format::{
-    ClaimRequest, Force, LabelDisk, MemDisk, PoolUid, RunEntry, RunState, Sharing, VolumeLayout,
-    VolumeSummary, claim,
+    ClaimRequest, Force, LabelDisk, MemDisk, PoolUid, RunEntry, RunState, VolumeSummary, claim,
 };
 use pool::{
+    access::Sharing,
     ids::{DiskId, Epoch, VolumeId},
+    layout::Layout,
     units::{Bytes, ExtentSize, Extents},
 };
 
@@ -35,7 +36,7 @@ pub(crate) fn summary(epoch: u64) -> VolumeSummary {
     VolumeSummary {
         name: "pvc-0123".into(),
         size: Bytes::gib(1),
-        layout: VolumeLayout::Linear,
+        layout: Layout::Linear,
         sharing: Sharing::Migrate,
         epoch: Epoch::new(epoch),
         params: BTreeMap::from([("fsType".into(), "ext4".into()), ("locality".into(), "prefer".into())]),

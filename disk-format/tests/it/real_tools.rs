@@ -33,7 +33,7 @@ fn make(tool: &str, args: &[&str], path: &Path) -> Option<()> {
 #[test]
 fn what_the_tools_write_is_found() {
     let dir = tempfile::tempdir().unwrap();
-    let tools: [(&str, &[&str], &str); 12] = [
+    let tools: [(&str, &[&str], &str); 9] = [
         ("mkfs.ext2", &["-q", "-F"], "ext"),
         ("mkfs.ext4", &["-q", "-F"], "ext"),
         ("mkfs.xfs", &["-q", "-f"], "xfs"),
@@ -43,11 +43,8 @@ fn what_the_tools_write_is_found() {
         ("mkfs.exfat", &[], "exfat"),
         ("mkfs.ntfs", &["-F", "-Q", "-q"], "ntfs"),
         ("mkfs.f2fs", &["-q"], "f2fs"),
-        ("mkfs.minix", &[], ""),
-        ("mkfs.bfs", &[], ""),
-        ("mkfs.cramfs", &[], ""),
     ];
-    for (tool, args, name) in tools.into_iter().filter(|t| !t.2.is_empty()) {
+    for (tool, args, name) in tools {
         let path = image(dir.path(), tool);
         if make(tool, args, &path).is_none() {
             continue;

@@ -111,6 +111,8 @@ fn summaries_have_limits_and_read_back() {
     let mut d = empty_disk();
     let mut s = summary(1);
     s.name = "ü".repeat(100);
+    s.layout = pool::layout::Layout::Striped { stripes: 3, chunk: Sectors::new(128) };
+    s.sharing = pool::access::Sharing::MultiWriter;
     s.params.insert("k".repeat(255), "v".repeat(1000));
     let l = d.label().with_runs_added(volume(1), &s, &[run(0, 0, 1)]).unwrap();
     d.update(l.clone()).unwrap();
