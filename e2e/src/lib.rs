@@ -1,1 +1,10 @@
-//! e2e.
+//! The lab: whole clusters on one machine, from QEMU nodes that run a stock distribution kernel, and what is run in them.
+//!
+//! [`lab`] is the host's side (build, boot, command and break nodes), [`agent`] the side inside a node, [`proto`] what
+//! they say to each other. Tests start at [`lab::Lab::builder`]. Nothing here knows the inside of Weir's own crates.
+
+pub mod agent;
+pub mod cli;
+pub mod lab;
+pub mod proto;
+pub mod wait;
