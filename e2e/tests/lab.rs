@@ -1,5 +1,7 @@
 //! The lab itself, on real nodes: slow, so run by `cargo test -p e2e --test lab -- --ignored`.
 
+#![allow(clippy::unwrap_used)] // helpers of tests are tests
+
 use e2e::lab::{Lab, Link};
 use e2e::wait;
 use std::time::{Duration, Instant};
