@@ -112,7 +112,17 @@ impl FreeRuns {
 
     /// The shortest run that holds `count` extents in one piece; of equal ones the first on the disk.
     pub fn best_fit(&self, count: Extents) -> Option<FreeRun> {
-        self.by_count.range((count.get(), 0)..).next().map(|(c, f)| run(*f, *c))
+        self.fits(count).next()
+    }
+
+    /// The runs that hold `count` extents in one piece, shortest first; of equal ones the first on the disk.
+    pub fn fits(&self, count: Extents) -> impl Iterator<Item = FreeRun> + '_ {
+        self.by_count.range((count.get(), 0)..).map(|(c, f)| run(*f, *c))
+    }
+
+    /// The run that starts exactly there.
+    pub fn starting_at(&self, first: Extents) -> Option<FreeRun> {
+        self.by_first.get(&first.get()).map(|c| run(first.get(), *c))
     }
 
     /// How many extents are free from `first` on, in one piece.

@@ -4,6 +4,7 @@
 //! here can be run a million times a minute by a test.
 
 pub mod access;
+pub mod alloc;
 pub mod disk;
 pub mod free;
 pub mod goals;
