@@ -1,4 +1,7 @@
 //! The controller: allocates, places, attaches, cuts over. A shell around the pure room `pool`: observe -> plan -> record ->
 //! tell. It never touches a device.
 
+pub mod admin;
 pub mod api;
+pub mod config;
+pub mod csi;

@@ -9,6 +9,12 @@ pub mod csi {
     tonic::include_proto!("csi.v1");
 }
 
+/// What people and tests ask a controller beside CSI, package `weir.admin.v1`.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+pub mod admin {
+    tonic::include_proto!("weir.admin.v1");
+}
+
 /// The session between node plugins and the controller, package `weir.node.v1`.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 pub mod node {

@@ -1,0 +1,422 @@
+//! The controller's configuration file (YAML). Pools stand in it in the shape of the `StoragePool` custom resource, so
+//! that what is written here can be applied to a cluster as it is.
+//!
+//! A field that is unknown or a value that cannot be is refused with file, line and what is allowed. Must not know:
+//! what the values are used for.
+
+mod quantity;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+use pool::{
+    ids::PoolName,
+    units::{Bytes, ExtentSize},
+};
+use serde::Deserialize;
+
+pub use quantity::{BadQuantity, Quantity};
+
+/// Everything that the controller is told at start.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Config {
+    /// The name under which Kubernetes knows the driver.
+    #[serde(default = "default_driver")]
+    pub driver_name: String,
+    /// Where it listens.
+    pub listen: Listen,
+    /// Where it keeps its records.
+    pub store: Store,
+    /// Identity towards nodes, and whom to believe. Without it sessions are plain, which is refused on any address
+    /// but loopback unless `insecure` says so.
+    #[serde(default)]
+    pub tls: Option<Tls>,
+    /// Accept plain sessions on an address that others can reach.
+    #[serde(default)]
+    pub insecure: bool,
+    /// When a node counts as dead.
+    #[serde(default)]
+    pub lease: Lease,
+    /// The pools.
+    pub pools: Vec<PoolResource>,
+}
+
+/// Addresses of the controller.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Listen {
+    /// For CSI: `unix:///path/csi.sock` or `tcp://address:port`.
+    pub csi: Endpoint,
+    /// For the sessions of nodes: `address:port`.
+    pub nodes: SocketAddr,
+}
+
+/// Where a service listens.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub enum Endpoint {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A TCP address.
+    Tcp(SocketAddr),
+}
+
+impl TryFrom<String> for Endpoint {
+    type Error = String;
+
+    fn try_from(s: String) -> Result<Self, String> {
+        if let Some(p) = s.strip_prefix("unix://") {
+            return if p.starts_with('/') {
+                Ok(Endpoint::Unix(p.into()))
+            } else {
+                Err(format!(
+                    "{s:?}: a unix endpoint is unix:// and an absolute path, unix:///run/weir/csi.sock say"
+                ))
+            };
+        }
+        match s.strip_prefix("tcp://").map(str::parse) {
+            Some(Ok(a)) => Ok(Endpoint::Tcp(a)),
+            Some(Err(_)) => {
+                Err(format!("{s:?}: a TCP endpoint is tcp:// and address:port, tcp://127.0.0.1:9000 say"))
+            }
+            None => Err(format!("{s:?} is no endpoint: unix:///path or tcp://address:port is expected")),
+        }
+    }
+}
+
+/// The embedded store.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Store {
+    /// Its file; the directory must exist.
+    pub path: PathBuf,
+}
+
+/// TLS material, PEM files.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Tls {
+    /// The CA that nodes' certificates must come from.
+    pub ca: PathBuf,
+    /// The controller's certificate chain.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+/// Timing of node sessions.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Lease {
+    /// How often a node says that it lives, in milliseconds.
+    pub heartbeat_ms: u32,
+    /// How long after its last word a node counts as dead, in milliseconds: at least three heartbeats.
+    pub lease_ms: u32,
+}
+
+impl Default for Lease {
+    /// 1 s and 5 s: a word lost on a busy network kills nobody, and a dead node's volumes can move within seconds.
+    fn default() -> Self {
+        Self { heartbeat_ms: 1000, lease_ms: 5000 }
+    }
+}
+
+/// A pool, as the `StoragePool` resource has it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct PoolResource {
+    /// `weir.storage/v1alpha1`, if given.
+    #[serde(default)]
+    pub api_version: Option<String>,
+    /// `StoragePool`, if given.
+    #[serde(default)]
+    pub kind: Option<String>,
+    /// Its name.
+    pub metadata: Metadata,
+    /// What it is.
+    pub spec: PoolSpec,
+}
+
+/// The part of Kubernetes's object metadata that means something here.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Metadata {
+    /// The pool's name.
+    pub name: PoolName,
+}
+
+/// What belongs to a pool.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct PoolSpec {
+    /// Unit of allocation: a power of two from 4Mi to 1Gi.
+    #[serde(default)]
+    pub extent_size: ExtentSizeQuantity,
+    /// Which nodes lend their disks; all when nothing is said.
+    #[serde(default)]
+    pub nodes: NodeSelector,
+    /// Which of their devices belong to the pool.
+    pub devices: DeviceSelector,
+    /// What becomes of the old contents of a disk that is claimed.
+    #[serde(default)]
+    pub fresh_disks: FreshDisks,
+    /// Lenders of a volume unless its class says otherwise: 1 to 64.
+    #[serde(default = "default_max_lenders")]
+    pub max_lenders: u32,
+    /// Kept free on each disk.
+    #[serde(default)]
+    pub reserve: Quantity,
+}
+
+/// An [`ExtentSize`] written as a quantity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
+#[serde(try_from = "Quantity")]
+pub struct ExtentSizeQuantity(pub ExtentSize);
+
+impl TryFrom<Quantity> for ExtentSizeQuantity {
+    type Error = pool::units::BadExtentSize;
+
+    fn try_from(q: Quantity) -> Result<Self, Self::Error> {
+        ExtentSize::new(q.bytes().get()).map(Self)
+    }
+}
+
+/// Nodes by name or label. A node belongs when any name pattern matches and every label is there.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct NodeSelector {
+    /// Patterns with `*` and `?`; empty: every node.
+    #[serde(default)]
+    pub names: Vec<String>,
+    /// Topology labels with their values.
+    #[serde(default)]
+    pub match_labels: BTreeMap<String, String>,
+}
+
+/// Devices by what they are. A device belongs when every criterion that is given holds.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct DeviceSelector {
+    /// Patterns for the path, `/dev/nvme*n1` say.
+    #[serde(default)]
+    pub paths: Vec<String>,
+    /// Patterns for the serial number.
+    #[serde(default)]
+    pub serials: Vec<String>,
+    /// Kinds of device.
+    #[serde(default)]
+    pub classes: BTreeSet<DeviceClass>,
+    /// At least so large.
+    #[serde(default)]
+    pub min_size: Quantity,
+}
+
+/// A kind of device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceClass {
+    /// Rotating.
+    Hdd,
+    /// Solid state behind SATA, SAS or virtio.
+    Ssd,
+    /// NVMe.
+    Nvme,
+}
+
+/// What becomes of the old contents of a disk that is claimed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FreshDisks {
+    /// Zeroed before a volume gets them, in the background.
+    #[default]
+    Wipe,
+    /// Known to be zero already: new drives, or drives that were erased.
+    Trust,
+}
+
+fn default_driver() -> String {
+    "csi.weir.storage".to_owned()
+}
+
+fn default_max_lenders() -> u32 {
+    8
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read configuration {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It is not YAML, or a field or value is not allowed: the source says where and what is.
+    #[error("{}: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Line, column, and what is allowed.
+        #[source]
+        source: serde_yaml::Error,
+    },
+    /// Fields that do not go together.
+    #[error("{}: {field}: {problem}", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Which field.
+        field: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(path, &text)
+    }
+
+    /// Checks a text; `path` is for messages.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let config: Config = serde_yaml::from_str(text)
+            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source })?;
+        match config.check() {
+            Ok(()) => Ok(config),
+            Err((field, problem)) => Err(ConfigError::Invalid { path: path.to_owned(), field, problem }),
+        }
+    }
+
+    fn check(&self) -> Result<(), (String, String)> {
+        let bad = |field: &str, problem: String| Err((field.to_owned(), problem));
+        if self.tls.is_none() && !self.insecure && !self.listen.nodes.ip().is_loopback() {
+            return bad(
+                "listen.nodes",
+                format!(
+                    "{} can be reached by others, and there is no tls: give tls with ca, cert and key, or say \
+                     insecure: true if the network is yours alone",
+                    self.listen.nodes
+                ),
+            );
+        }
+        if self.lease.heartbeat_ms == 0 || self.lease.lease_ms < 3 * self.lease.heartbeat_ms {
+            return bad(
+                "lease",
+                "leaseMs must be at least three times heartbeatMs, and both above 0".to_owned(),
+            );
+        }
+        if self.pools.is_empty() {
+            return bad("pools", "there must be at least one pool".to_owned());
+        }
+        let mut seen = BTreeSet::new();
+        for (i, p) in self.pools.iter().enumerate() {
+            let at = |f: &str| format!("pools[{i}].{f}");
+            if !seen.insert(&p.metadata.name) {
+                return Err((at("metadata.name"), format!("there are two pools named {}", p.metadata.name)));
+            }
+            for (field, got, want) in
+                [("apiVersion", &p.api_version, "weir.storage/v1alpha1"), ("kind", &p.kind, "StoragePool")]
+            {
+                if let Some(g) = got.as_deref().filter(|g| *g != want) {
+                    return Err((at(field), format!("{g:?}: {want} is expected")));
+                }
+            }
+            if !(1..=64).contains(&p.spec.max_lenders) {
+                return Err((at("spec.maxLenders"), format!("{}: 1 to 64 are allowed", p.spec.max_lenders)));
+            }
+            let d = &p.spec.devices;
+            if d.paths.is_empty()
+                && d.serials.is_empty()
+                && d.classes.is_empty()
+                && d.min_size.bytes() == Bytes::ZERO
+            {
+                return Err((
+                    at("spec.devices"),
+                    "says nothing, and would take every blank device: give paths, serials, classes or minSize"
+                        .to_owned(),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "
+listen: {csi: 'unix:///run/weir/csi.sock', nodes: '127.0.0.1:9500'}
+store: {path: /var/lib/weir/controller.redb}
+pools:
+- apiVersion: weir.storage/v1alpha1
+  kind: StoragePool
+  metadata: {name: vms}
+  spec:
+    extentSize: 8Mi
+    nodes: {names: ['n*']}
+    devices:
+      paths: ['/dev/vd*']
+      minSize: 1Gi
+";
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(Path::new("weir.yaml"), text).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_good_file_is_understood() {
+        let c = parse(GOOD).unwrap();
+        let p = &c.pools[0];
+        assert_eq!(p.spec.extent_size.0.bytes(), Bytes::mib(8));
+        assert_eq!(p.spec.devices.min_size.bytes(), Bytes::gib(1));
+        assert_eq!(c.lease.lease_ms, 5000);
+        assert_eq!(c.driver_name, "csi.weir.storage");
+    }
+
+    #[test]
+    fn mistakes_are_named_with_line_and_what_is_allowed() {
+        for (from, to, says) in [
+            (
+                "extentSize",
+                "extentsize",
+                &["weir.yaml", "line 9", "unknown field `extentsize`", "`extentSize`"][..],
+            ),
+            ("8Mi", "9Mi", &["line 9", "power of two", "4 MiB"]),
+            ("8Mi", "8Xi", &["line 9", "8Xi", "Mi"]),
+            ("unix:///run/weir/csi.sock", "run/csi.sock", &["line 2", "unix:///path"]),
+            ("127.0.0.1:9500", "0.0.0.0:9500", &["listen.nodes", "tls"]),
+            ("127.0.0.1:9500", "nowhere", &["line 2"]),
+            ("{name: vms}", "{name: VMs}", &["line 7", "lower-case"]),
+            ("kind: StoragePool", "kind: Pool", &["pools[0].kind", "StoragePool"]),
+            ("minSize: 1Gi", "classes: [floppy]", &["line 13", "floppy", "nvme"]),
+        ] {
+            let e = parse(&GOOD.replace(from, to)).unwrap_err();
+            for s in says {
+                assert!(e.contains(s), "{to}: {e:?} does not say {s:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_pool_that_would_take_everything_is_refused() {
+        let e = parse(&GOOD.replace("paths: ['/dev/vd*']\n      minSize: 1Gi", "{}")).unwrap_err();
+        assert!(e.contains("pools[0].spec.devices"), "{e}");
+    }
+}
