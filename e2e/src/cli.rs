@@ -3,6 +3,7 @@
 mod doctor;
 mod lab;
 
+use crate::runner;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -26,6 +27,14 @@ enum Command {
         /// Print only the Debian packages that are missing.
         #[arg(long)]
         packages: bool,
+    },
+    /// Run the tests: all, or those whose names begin with a word given.
+    Test {
+        /// `format`, `unit`, `basic/local`, `migrate`, ...
+        names: Vec<String>,
+        /// Only list them.
+        #[arg(long)]
+        list: bool,
     },
     /// The inside of a node; not for people.
     #[command(hide = true)]
@@ -59,6 +68,16 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Lab(args) => lab::run(args),
         Command::Doctor { packages } => doctor::run(packages),
+        Command::Test { list: true, .. } => {
+            for (name, about) in runner::list() {
+                println!("{name:<24}{about}");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Test { names, list: false } => {
+            let tally = runner::run(&names)?;
+            Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
         Command::Agent { part: AgentPart::Boot } => crate::agent::boot().map(|()| ExitCode::FAILURE),
         Command::Agent { part: AgentPart::Serve } => crate::agent::serve().map(|()| ExitCode::FAILURE),
     }

@@ -5,6 +5,9 @@
 
 pub mod agent;
 pub mod cli;
+pub mod cluster;
 pub mod lab;
 pub mod proto;
+pub mod runner;
+pub mod suite;
 pub mod wait;

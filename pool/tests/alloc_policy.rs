@@ -2,27 +2,16 @@
 
 mod alloc_common;
 
-use alloc_common::{disk, disk_id, e, name, pool_name, request};
+use alloc_common::{disk, disk_id, e, name, pool_of, request};
 use pool::{
     alloc::{Offer, Pool, Refusal, Request, TopologyTerm},
     disk::{Disk, DiskState, Domain, Health, LastSeen, NODE_KEY},
     free::FreeRun,
     ids::VolumeId,
     layout::{Layout, Locality},
-    units::{ExtentSize, Sectors},
+    units::Sectors,
     volume::Run,
 };
-
-/// A pool of these disks, all of their extents free.
-fn pool_of(disks: impl IntoIterator<Item = Disk>) -> Pool {
-    let mut p = Pool::new();
-    p.define_pool(pool_name(), ExtentSize::DEFAULT).expect("new");
-    for d in disks {
-        let all = FreeRun { first: e(0), count: d.extents };
-        p.add_disk(d, [all]).expect("a new disk");
-    }
-    p
-}
 
 fn striped(stripes: u32) -> Layout {
     Layout::Striped { stripes, chunk: Sectors::new(128) }

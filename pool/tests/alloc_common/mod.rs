@@ -1,8 +1,9 @@
 //! Pools in a line, for the allocator's tests.
 
 use pool::{
-    alloc::Request,
+    alloc::{Pool, Request},
     disk::{Disk, DiskClass, DiskState, Domain, Health},
+    free::FreeRun,
     ids::{DiskId, NodeName, PoolName},
     units::{ExtentSize, Extents},
 };
@@ -38,6 +39,17 @@ pub(crate) fn disk(n: u128, node: &str, extents: u64) -> Disk {
         domain: Domain::default(),
         reserve: e(0),
     }
+}
+
+/// A pool of these disks, all of their extents free.
+pub(crate) fn pool_of(disks: impl IntoIterator<Item = Disk>) -> Pool {
+    let mut p = Pool::new();
+    p.define_pool(pool_name(), ExtentSize::DEFAULT).expect("new");
+    for d in disks {
+        let all = FreeRun { first: e(0), count: d.extents };
+        p.add_disk(d, [all]).expect("a new disk");
+    }
+    p
 }
 
 pub(crate) fn request(extents: u64) -> Request {

@@ -1,0 +1,199 @@
+//! The test command: everything or a part, with one line a test and one for all.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{
+    cluster::{Cluster, Spec},
+    suite::{self, Case},
+};
+
+/// Passed and failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Tests that passed.
+    pub passed: u64,
+    /// Tests that failed.
+    pub failed: u64,
+}
+
+impl Tally {
+    fn one(ok: bool) -> Self {
+        Self { passed: u64::from(ok), failed: u64::from(!ok) }
+    }
+
+    fn add(&mut self, o: Tally) {
+        self.passed += o.passed;
+        self.failed += o.failed;
+    }
+}
+
+/// A part of the tests that needs no cluster.
+struct Step {
+    name: &'static str,
+    about: &'static str,
+    run: fn() -> Result<Tally>,
+}
+
+const STEPS: [Step; 3] = [
+    Step { name: "format", about: "rustfmt finds nothing to change", run: format },
+    Step { name: "lint", about: "clippy finds nothing to warn of", run: lint },
+    Step { name: "unit", about: "unit, property, simulation and contract tests", run: unit },
+];
+
+/// Names and descriptions of all parts.
+pub fn list() -> Vec<(String, String)> {
+    let steps = STEPS.iter().map(|s| (s.name.to_owned(), s.about.to_owned()));
+    steps.chain(suite::cases().iter().map(|c| (c.name.to_owned(), c.about.to_owned()))).collect()
+}
+
+/// Runs the parts whose names begin with one of `names` (all, when there are none) and prints the tally.
+///
+/// # Errors
+/// A name that fits nothing. Failed tests are no error: they are in the tally.
+pub fn run(names: &[String]) -> Result<Tally> {
+    for n in names {
+        if !list().iter().any(|(name, _)| name.starts_with(n.as_str())) {
+            let known: Vec<_> = list().into_iter().map(|(n, _)| n).collect();
+            bail!("there is no test {n:?}; there are: {}", known.join(", "));
+        }
+    }
+    let wanted = |name: &str| names.is_empty() || names.iter().any(|n| name.starts_with(n.as_str()));
+    let mut tally = Tally::default();
+    for s in STEPS.iter().filter(|s| wanted(s.name)) {
+        let start = Instant::now();
+        println!("== {}: {}", s.name, s.about);
+        let t = (s.run)().unwrap_or_else(|e| {
+            println!("{e:#}");
+            Tally::one(false)
+        });
+        report(s.name, t.failed == 0, start.elapsed());
+        tally.add(t);
+    }
+    let cases: Vec<Case> = suite::cases().into_iter().filter(|c| wanted(c.name)).collect();
+    tally.add(run_cases(&cases));
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    Ok(tally)
+}
+
+/// Runs cases on one cluster after the other's end: a case leaves the cluster as it found it, or else fails and costs
+/// the next one a new cluster.
+fn run_cases(cases: &[Case]) -> Tally {
+    let mut tally = Tally::default();
+    let mut cluster: Option<Cluster> = None;
+    for case in cases {
+        let start = Instant::now();
+        println!("== {}: {}", case.name, case.about);
+        let result = match cluster.take() {
+            Some(c) => Ok(c),
+            None => Cluster::start(Spec::default()).context("start a cluster"),
+        }
+        .and_then(|c| {
+            let result = (case.run)(&c).and_then(|()| suite::tidy(&c).context("the cluster after the test"));
+            match result {
+                Ok(()) => {
+                    cluster = Some(c);
+                    Ok(())
+                }
+                Err(e) => Err(e.context(c.logs())),
+            }
+        });
+        if let Err(e) = &result {
+            println!("{e:?}");
+        }
+        report(case.name, result.is_ok(), start.elapsed());
+        tally.add(Tally::one(result.is_ok()));
+    }
+    tally
+}
+
+fn report(name: &str, ok: bool, took: Duration) {
+    let word = if ok { "ok" } else { "FAILED" };
+    println!("{word:<7}{name} ({:.1} s)", took.as_secs_f64());
+    // Lines of a long run should reach a log as they come; a closed pipe is not a failed test.
+    drop(std::io::stdout().flush());
+}
+
+fn format() -> Result<Tally> {
+    let ok = cargo(&["fmt", "--all", "--check"])?.wait()?.success();
+    Ok(Tally::one(ok))
+}
+
+fn lint() -> Result<Tally> {
+    let ok =
+        cargo(&["clippy", "-q", "--workspace", "--all-targets", "--", "-D", "warnings"])?.wait()?.success();
+    Ok(Tally::one(ok))
+}
+
+fn unit() -> Result<Tally> {
+    let mut child = cargo(&["test", "-q", "--workspace", "--no-fail-fast"])?;
+    let stdout = child.stdout.take().context("cargo's output")?;
+    let mut tally = Tally::default();
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        match parse_result(&line) {
+            Some(t) => tally.add(t),
+            None if is_noise(&line) => {}
+            None => println!("{line}"),
+        }
+    }
+    let ok = child.wait()?.success();
+    if !ok && tally.failed == 0 {
+        // It did not compile, or a test binary died.
+        tally.failed = 1;
+    }
+    Ok(tally)
+}
+
+fn is_noise(line: &str) -> bool {
+    line.trim().is_empty() || line.starts_with("running ") || line.bytes().all(|b| b == b'.' || b == b'i')
+}
+
+/// Counts from a line such as `test result: ok. 8 passed; 0 failed; 0 ignored; ...`.
+fn parse_result(line: &str) -> Option<Tally> {
+    let rest = line.strip_prefix("test result: ")?;
+    let count = |word: &str| {
+        let before = rest.split(word).next()?;
+        before.rsplit(|c: char| !c.is_ascii_digit()).find(|s| !s.is_empty())?.parse().ok()
+    };
+    Some(Tally { passed: count(" passed")?, failed: count(" failed")? })
+}
+
+fn cargo(args: &[&str]) -> Result<std::process::Child> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace's folder")?;
+    let mut c = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
+    c.args(args).current_dir(root).stdin(Stdio::null());
+    if args[0] == "test" {
+        c.stdout(Stdio::piped());
+    }
+    c.spawn().with_context(|| format!("run cargo {}", args.join(" ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_cargo_are_counted() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s";
+        assert_eq!(parse_result(line), Some(Tally { passed: 12, failed: 3 }));
+        assert_eq!(parse_result("running 3 tests"), None);
+    }
+
+    #[test]
+    fn a_name_that_fits_nothing_is_refused() {
+        assert!(run(&["no-such-test".to_owned()]).unwrap_err().to_string().contains("format"));
+    }
+
+    #[test]
+    fn names_are_distinct() {
+        let names: std::collections::BTreeSet<_> = list().into_iter().map(|(n, _)| n).collect();
+        assert_eq!(names.len(), list().len());
+    }
+}

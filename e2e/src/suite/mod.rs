@@ -1,0 +1,95 @@
+//! What is tested on a real cluster: each case is a function that gets a running cluster and leaves it as it found it.
+
+mod basic;
+mod migrate;
+mod sanity;
+
+use anyhow::{Result, ensure};
+
+use crate::cluster::Cluster;
+
+/// A test on a cluster.
+#[derive(Clone, Copy)]
+pub struct Case {
+    /// `part/name`.
+    pub name: &'static str,
+    /// What it shows, in one line.
+    pub about: &'static str,
+    /// Runs it.
+    pub run: fn(&Cluster) -> Result<()>,
+}
+
+/// All cases, in the order in which they run.
+pub fn cases() -> Vec<Case> {
+    let mut all = vec![];
+    all.extend_from_slice(basic::CASES);
+    all.extend_from_slice(migrate::CASES);
+    all.extend_from_slice(sanity::CASES);
+    all
+}
+
+/// Holds a cluster against what a case must leave behind: no volume, every extent free, every node alive, and no
+/// device of ours in any kernel.
+///
+/// # Errors
+/// What is left.
+pub fn tidy(c: &Cluster) -> Result<()> {
+    c.wait_survey("no volume, and all extents free", |s| {
+        let empty = s["volumes"].as_array().is_some_and(Vec::is_empty);
+        let disks = s["disks"].as_array().map_or(&[][..], Vec::as_slice);
+        let alive = s["nodes"].as_array().is_some_and(|n| n.iter().all(|n| n["alive"] == true));
+        empty
+            && alive
+            && !disks.is_empty()
+            && disks.iter().all(|d| d["state"] == "Serving" && d["free"] == d["size"])
+    })?;
+    for node in c.lab().nodes() {
+        crate::wait::until(
+            &format!("no device of ours on {}", node.name()),
+            crate::cluster::PATIENCE,
+            || Ok(devices(node)?.is_empty().then_some(())),
+        )
+        .map_err(|e| e.context(devices(node).unwrap_or_default().join(", ")))?;
+    }
+    Ok(())
+}
+
+/// Names of the device-mapper devices of ours in a node's kernel.
+///
+/// # Errors
+/// The node cannot be reached.
+pub fn devices(node: &crate::lab::Node) -> Result<Vec<String>> {
+    let out = node.run_ok("cat /sys/block/dm-*/dm/name 2>/dev/null; true")?;
+    Ok(out.lines().filter(|l| l.starts_with("weir-")).map(str::to_owned).collect())
+}
+
+/// Fills `device` on a node with a pattern that `seed` determines, and makes it durable.
+///
+/// # Errors
+/// The node cannot be reached, or the write failed.
+pub fn write_pattern(node: &crate::lab::Node, device: &str, mib: u64, seed: u32) -> Result<()> {
+    node.run_ok(&format!(
+        "set -e; {} | dd of={device} bs=1M oflag=direct iflag=fullblock conv=notrunc,fsync status=none",
+        pattern(mib, seed)
+    ))
+    .map(drop)
+}
+
+/// Checks that `device` on a node holds what [`write_pattern`] wrote.
+///
+/// # Errors
+/// It does not.
+pub fn check_pattern(node: &crate::lab::Node, device: &str, mib: u64, seed: u32) -> Result<()> {
+    let sum = |input: &str| node.run_ok(&format!("{input} | sha256sum"));
+    let want = sum(&pattern(mib, seed))?;
+    let got = sum(&format!("dd if={device} bs=1M count={mib} iflag=direct,fullblock status=none"))?;
+    ensure!(want == got, "{device} on {} does not hold pattern {seed}", node.name());
+    Ok(())
+}
+
+/// A shell command that prints the pattern: AES-CTR of zeros, so that every block differs.
+fn pattern(mib: u64, seed: u32) -> String {
+    format!(
+        "dd if=/dev/zero bs=1M count={mib} status=none | openssl enc -aes-128-ctr -nosalt -K {seed:032x} -iv {seed:032x}"
+    )
+}

@@ -1,0 +1,62 @@
+//! csi-sanity against the real pair of binaries, run in a node.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use super::Case;
+use crate::{cluster::Cluster, lab::cache, lab::tools};
+
+pub(super) const CASES: &[Case] = &[
+    Case { name: "sanity/block", about: "csi-sanity v5.4.0 on raw block volumes", run: block },
+    Case { name: "sanity/mount", about: "csi-sanity v5.4.0 on mounted volumes", run: mount },
+];
+
+const MODULE: &str = "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.4.0";
+
+/// Longest time of one run: about 90 specs, a fifth of which reach a device in an emulated node.
+const LIMIT: Duration = Duration::from_secs(900);
+
+fn block(c: &Cluster) -> Result<()> {
+    sanity(c, "block")
+}
+
+fn mount(c: &Cluster) -> Result<()> {
+    sanity(c, "mount")
+}
+
+/// The csi-sanity binary, built once into the lab's cache.
+fn binary() -> Result<std::path::PathBuf> {
+    let dir = cache::dir()?.join("go");
+    let path = dir.join("csi-sanity");
+    if !path.is_file() {
+        std::fs::create_dir_all(&dir)?;
+        let mut go = std::process::Command::new(tools::find_tool("go")?);
+        go.args(["install", "-trimpath", "-ldflags", "-s -w", MODULE])
+            .env("GOBIN", &dir)
+            .env("CGO_ENABLED", "0");
+        tools::run_tool(&mut go).context("build csi-sanity")?;
+    }
+    Ok(path)
+}
+
+fn sanity(c: &Cluster, access: &str) -> Result<()> {
+    let node = c.node(1);
+    let bytes = std::fs::read(binary()?)?;
+    node.write_file("/run/lab/csi-sanity", &bytes)?;
+    let script = format!(
+        "cd /run/lab && chmod +x csi-sanity && rm -rf sanity && mkdir sanity && \
+         ./csi-sanity --csi.endpoint=unix:///run/weir/csi.sock --csi.controllerendpoint=dns:///{} \
+         --csi.mountdir=/run/lab/sanity/mount --csi.stagingdir=/run/lab/sanity/stage \
+         --csi.testvolumesize=67108864 --csi.testvolumeexpandsize=134217728 \
+         --csi.testvolumeaccesstype={access} --ginkgo.no-color --ginkgo.succinct",
+        c.controller_from_node()
+    );
+    let out = node.exec_within(&script, LIMIT)?;
+    let text = out.text();
+    let summary =
+        text.lines().rev().find(|l| l.contains("Passed") && l.contains("Failed")).unwrap_or_default();
+    println!("   {}", summary.trim());
+    ensure!(out.ok() && summary.contains("0 Failed"), "csi-sanity, {access}:\n{text}\n{}", out.errors());
+    Ok(())
+}
