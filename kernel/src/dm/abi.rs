@@ -76,6 +76,9 @@ pub(crate) mod flag {
     pub(crate) const SKIP_LOCKFS: u32 = 1 << 10;
     pub(crate) const NOFLUSH: u32 = 1 << 11;
     pub(crate) const QUERY_INACTIVE: u32 = 1 << 12;
+    /// Asks the list of devices for UUIDs.
+    pub(crate) const UUID: u32 = 1 << 14;
+    pub(crate) const DATA_OUT: u32 = 1 << 16;
     pub(crate) const DEFERRED_REMOVE: u32 = 1 << 17;
 }
 

@@ -135,7 +135,11 @@ impl Control {
 
     /// All devices.
     pub fn list(&self) -> Result<Vec<ListedDevice>, DmError> {
-        let b = self.run_growing(|size| Buf::new(Cmd::ListDevices, "", size))?;
+        let b = self.run_growing(|size| {
+            let mut b = Buf::new(Cmd::ListDevices, "", size)?;
+            b.or_flags(flag::UUID);
+            Ok(b)
+        })?;
         super::parse::list(b.payload()).map_err(|why| b.malformed(why))
     }
 
@@ -282,8 +286,7 @@ impl Control {
             Ok(b)
         })?;
         // The answer replaces the message only when the kernel says so; the buffer else still holds ours.
-        const DATA_OUT: u32 = 1 << 16;
-        if b.u32(abi::OFF_FLAGS) & DATA_OUT == 0 {
+        if b.u32(abi::OFF_FLAGS) & flag::DATA_OUT == 0 {
             return Ok(String::new());
         }
         super::parse::c_string(b.payload()).map_err(|why| b.malformed(why))

@@ -336,6 +336,8 @@ fn parse_multipath(w: &[&str]) -> Option<Target> {
     while let Some(word) = f.next() {
         match *word {
             "queue_if_no_path" => queue_if_no_path = true,
+            // Set by the kernel itself; means nothing without a handler.
+            "retain_attached_hw_handler" => {}
             "queue_mode" => bio = f.next() == Some(&"bio"),
             _ => return None,
         }
@@ -416,6 +418,12 @@ mod tests {
             (
                 "multipath",
                 "3 queue_if_no_path queue_mode bio 0 1 1 round-robin 0 1 1 254:16 1 ",
+                samples()[7].clone(),
+            ),
+            // Captured on 6.1.
+            (
+                "multipath",
+                "4 queue_if_no_path retain_attached_hw_handler queue_mode bio 0 1 1 round-robin 0 1 1 254:16 1 ",
                 samples()[7].clone(),
             ),
             ("multipath", "3 queue_if_no_path queue_mode bio 0 0 0 ", samples()[8].clone()),

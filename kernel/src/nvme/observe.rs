@@ -116,7 +116,8 @@ impl Nvme {
     }
 
     /// The block device of the namespace with this uuid. The hidden per-controller devices of native multipath
-    /// carry the same uuid and are passed over.
+    /// carry the same uuid and are passed over. One that the lender has dropped may still be found for a moment
+    /// while the kernel takes it away.
     pub fn find_namespace(&self, uuid: SliceId) -> Result<Option<BlockNamespace>, NvmeError> {
         let want = uuid.to_string();
         let dir = self.sys.join("block");

@@ -145,18 +145,24 @@ impl Nvmet {
         Ok(if made { Ensured::Created } else { Ensured::Identity })
     }
 
-    /// The whole export in the one right order.
+    /// A whole export in the one right order. After a restart of the lender, `namespaces` must be all that the
+    /// subsystem is to have: the initiator reconnects as soon as the subsystem is linked, and drops for good what
+    /// it does not find then (a namespace that follows comes back under another device number). Namespaces that
+    /// are served already and not named here stay.
     pub fn export(
         &self,
         addr: &PortAddr,
         nqn: &str,
         host: &str,
-        ns: &NamespaceSpec,
+        namespaces: &[NamespaceSpec],
     ) -> Result<Ensured, NvmetError> {
-        let steps = [self.ensure_subsystem(nqn, host)?, self.ensure_namespace(nqn, ns)?];
+        let mut all = vec![self.ensure_subsystem(nqn, host)?];
+        for ns in namespaces {
+            all.push(self.ensure_namespace(nqn, ns)?);
+        }
         let (port, made) = self.ensure_port(addr)?;
-        let linked = self.ensure_linked(port, nqn)?;
-        let all = [steps[0], steps[1], made, linked];
+        all.push(made);
+        all.push(self.ensure_linked(port, nqn)?);
         Ok(if all.iter().all(|e| *e == Ensured::Identity) {
             Ensured::Identity
         } else if all.contains(&Ensured::Swapped) {
@@ -296,8 +302,8 @@ mod tests {
     #[test]
     fn an_export_is_made_once() {
         let (_t, n) = fake();
-        assert_eq!(n.export(&ADDR, "nqn.s", "nqn.h", &spec()).unwrap(), Ensured::Created);
-        assert_eq!(n.export(&ADDR, "nqn.s", "nqn.h", &spec()).unwrap(), Ensured::Identity);
+        assert_eq!(n.export(&ADDR, "nqn.s", "nqn.h", &[spec()]).unwrap(), Ensured::Created);
+        assert_eq!(n.export(&ADDR, "nqn.s", "nqn.h", &[spec()]).unwrap(), Ensured::Identity);
         let tree = n.observe().unwrap();
         let ns = tree.namespace("nqn.s", &spec().uuid.to_string()).unwrap();
         assert_eq!((ns.nsid, ns.enabled, ns.device.as_deref()), (3, true, Some(Path::new("/dev/mapper/x"))));
@@ -322,7 +328,7 @@ mod tests {
             fs::write(dir.join(a), v).unwrap();
         }
         assert_eq!(n.observe().unwrap().subsystems[0].namespaces[0].device, None);
-        n.export(&ADDR, "nqn.s", "nqn.h", &spec()).unwrap();
+        n.export(&ADDR, "nqn.s", "nqn.h", &[spec()]).unwrap();
         let tree = n.observe().unwrap();
         assert_eq!(tree.ports.len(), 1);
         assert_eq!(tree.subsystems[0].allowed_hosts, ["nqn.h"]);
@@ -332,7 +338,7 @@ mod tests {
     #[test]
     fn one_uuid_has_one_number() {
         let (_t, n) = fake();
-        n.export(&ADDR, "nqn.s", "nqn.h", &spec()).unwrap();
+        n.export(&ADDR, "nqn.s", "nqn.h", &[spec()]).unwrap();
         let other = NamespaceSpec { nsid: 4, ..spec() };
         assert!(matches!(n.ensure_namespace("nqn.s", &other), Err(NvmetError::UuidTaken { found: 3, .. })));
         for nsid in [0, 1025, u32::MAX] {
@@ -346,7 +352,7 @@ mod tests {
     #[test]
     fn a_subsystem_with_namespaces_stays() {
         let (_t, n) = fake();
-        n.export(&ADDR, "nqn.s", "nqn.h", &spec()).unwrap();
+        n.export(&ADDR, "nqn.s", "nqn.h", &[spec()]).unwrap();
         assert!(!n.remove_subsystem_if_empty("nqn.s").unwrap());
         assert_eq!(n.disable_namespace("nqn.s", 3).unwrap(), Ensured::Swapped);
         assert_eq!(n.disable_namespace("nqn.s", 3).unwrap(), Ensured::Identity);
