@@ -9,7 +9,7 @@ use std::{
 use kernel::{
     DevNo, Ensured,
     dm::{PathState, Table, Target, dev_node_path},
-    nvme::{ConnectOptions, Connected, ControllerState, Endpoint, Nvme, drop_sockets},
+    nvme::{ConnectOptions, Connected, ControllerState, Endpoint, Nvme, Waited, drop_sockets},
     nvmet::{NamespaceSpec, Nvmet, PortAddr},
 };
 use pool::{ids::SliceId, units::Sectors};
@@ -23,6 +23,7 @@ pub(crate) const STEPS: Steps = &[
     ("export-lender-restart", restart),
     ("export-fence", fence),
     ("export-leftovers", leftovers),
+    ("export-dead-peer", dead_peer),
     ("export-teardown", teardown),
 ];
 
@@ -115,7 +116,7 @@ fn sockets(x: &Ctx) -> Step {
     let rx = io::spawn(move || io::write(&path, 4, 44));
     let down = nvme.wait_for_state(&c.name, Duration::from_secs(5), |s| s != Some(&ControllerState::Live))?;
     let live = nvme.wait_for_state(&c.name, PATIENCE, |s| s == Some(&ControllerState::Live))?;
-    check!(live.is_ok(), "not live again: {live:?}");
+    check!(matches!(live, Waited::Met(_)), "not live again: {live:?}");
     let back = t.elapsed();
     reinstate_until(x, || Ok(rx.try_recv().ok()))?.0?;
     check!(io::read(&namespace(1).device, 4)? == 44, "the write is lost");
@@ -163,7 +164,7 @@ fn restart(x: &Ctx) -> Step {
     let t = Instant::now();
     export(&[1, 2])?;
     let live = nvme.wait_for_state(&c.name, PATIENCE, |s| s == Some(&ControllerState::Live))?;
-    check!(live.is_ok(), "not live again: {live:?} after {gone:?}");
+    check!(matches!(live, Waited::Met(_)), "not live again: {live:?} after {gone:?}");
     let (r, _) = reinstate_until(x, || Ok(rx.try_recv().ok()))?;
     r?;
     let took = t.elapsed();
@@ -237,6 +238,38 @@ fn leftovers(x: &Ctx) -> Step {
     check!(nvmet.remove_subsystem_if_empty(&nqn)? && nvmet.remove_port_if_unused(9)?, "not removed");
     remove(&x.control, &["slice3"])?;
     Ok(format!("{e} [{}]", e.class().as_str()))
+}
+
+fn loopback(up: bool) -> Result<(), Box<dyn std::error::Error>> {
+    let state = if up { "up" } else { "down" };
+    let s = std::process::Command::new("ip").args(["link", "set", "lo", state]).status()?;
+    check!(s.success(), "ip link set lo {state}: {s}");
+    Ok(())
+}
+
+/// A live controller whose peer has just died is deleted in seconds, and the leg takes a new path with what it
+/// has queued. The peer dies by taking the loopback device down.
+fn dead_peer(x: &Ctx) -> Step {
+    let nvme = Nvme::new();
+    let c = nvme.find_controller(&endpoint())?.ok_or("no controller")?;
+    loopback(false)?;
+    let leg_file = leg_path();
+    let rx = io::spawn(move || io::write(&leg_file, 9, 99));
+    let t = Instant::now();
+    let gone = nvme.disconnect(&c, true);
+    let took = t.elapsed();
+    loopback(true)?;
+    gone?;
+    check!(took < Duration::from_secs(10), "deleting took {took:?}");
+    check!(nvme.state(&c.name)?.is_none(), "still there");
+    check!(rx.recv_timeout(Duration::from_millis(50)).is_err(), "written without a path");
+    let made = nvme.ensure_connected(&endpoint(), &ConnectOptions::new(HOST, HOST_ID))?;
+    check!(matches!(made, Connected::New(_)), "{made:?}");
+    let ns = nvme.wait_for_namespace(slice_id(1), PATIENCE)?;
+    check!(x.control.ensure_device(&leg(ns.dev)?)?.0 != Ensured::Created, "the leg was lost");
+    rx.recv_timeout(PATIENCE)?.0?;
+    check!(io::read(&namespace(1).device, 9)? == 99, "the queued write is lost");
+    Ok(format!("deleted in {}", ms(took)))
 }
 
 fn teardown(x: &Ctx) -> Step {

@@ -1,8 +1,8 @@
 //! Wiping: zeroes through the kernel, in chunks, so that it can be watched and stopped.
 //!
-//! BLKZEROOUT uses the device's write-zeroes where it has it (which may unmap, but must return zeroes) and writes
-//! pages of zeroes where not. BLKDISCARD is not used: what a discarded block returns is not told by the kernel
-//! any more, and a tenant's data must be gone.
+//! BLKZEROOUT uses the device's write-zeroes where it has it (the kernel asks for it without unmapping) and
+//! writes pages of zeroes where not. BLKDISCARD is not used: what a discarded block returns is not told by the
+//! kernel any more, and a tenant's data must be gone.
 
 use std::{
     fs::File,

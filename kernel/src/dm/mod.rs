@@ -10,6 +10,7 @@
 //! for udev. Must not know: volumes, roles, epochs.
 
 mod abi;
+mod buf;
 mod control;
 mod device;
 mod error;

@@ -5,6 +5,7 @@ use std::{
     fs, io,
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use rustix::fs::{CWD, FileType, Mode};
@@ -45,7 +46,9 @@ pub fn remove_dev_node(name: &str) -> Result<(), DmError> {
 fn make_node(path: &Path, kind: FileType, dev: DevNo) -> io::Result<()> {
     fs::create_dir_all(DIR)?;
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let tmp = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    static TURN: AtomicU32 = AtomicU32::new(0);
+    let turn = TURN.fetch_add(1, Ordering::Relaxed);
+    let tmp = path.with_file_name(format!(".{name}.{}.{turn}", std::process::id()));
     match rustix::fs::mknodat(CWD, &tmp, kind, Mode::RUSR | Mode::WUSR, dev.to_raw()) {
         Err(rustix::io::Errno::EXIST) => {
             // Left by a process with our number that died here.

@@ -28,8 +28,9 @@ fn text_at(b: &[u8], at: usize) -> Parsed<String> {
     c_string(b.get(at..).ok_or_else(|| format!("ends before byte {at}"))?)
 }
 
-/// struct dm_name_list, each entry with its event number, flags and UUID behind the name (interface 4.40 on).
-pub(crate) fn list(b: &[u8]) -> Parsed<Vec<ListedDevice>> {
+/// struct dm_name_list, each entry with its event number behind the name (interface 4.37 on), and flags and UUID
+/// behind that (4.45 on; zero before). The second value says whether the kernel told about the UUID.
+pub(crate) fn list(b: &[u8]) -> Parsed<Vec<(ListedDevice, bool)>> {
     const HAS_UUID: u32 = 1;
     let mut out = Vec::new();
     let mut at = 0;
@@ -41,9 +42,10 @@ pub(crate) fn list(b: &[u8]) -> Parsed<Vec<ListedDevice>> {
         let (dev, next) = (u64_at(b, at)?, u32_at(b, at + 8)? as usize);
         let name = text_at(b, at + 12)?;
         let tail = (at + 12 + name.len() + 1).next_multiple_of(8);
-        let (event_nr, flags) = (u32_at(b, tail)?, u32_at(b, tail + 4)?);
+        // The last entry of an old kernel ends behind the event number.
+        let (event_nr, flags) = (u32_at(b, tail)?, u32_at(b, tail + 4).unwrap_or(0));
         let uuid = if flags & HAS_UUID != 0 { Some(text_at(b, tail + 8)?) } else { None };
-        out.push(ListedDevice { name, uuid, dev: DevNo::from_raw(dev), event_nr });
+        out.push((ListedDevice { name, uuid, dev: DevNo::from_raw(dev), event_nr }, flags != 0));
         if next == 0 {
             return Ok(out);
         }
@@ -119,10 +121,8 @@ mod tests {
         b.extend(name_entry(DevNo::new(253, 300).to_raw(), 0, "second", 7, None));
         let l = list(&b).unwrap();
         assert_eq!(l.len(), 2);
-        assert_eq!(
-            (l[0].uuid.as_deref(), l[1].dev, l[1].event_nr),
-            (Some("WEIR-x"), DevNo::new(253, 300), 7)
-        );
+        assert_eq!((l[0].0.uuid.as_deref(), l[0].1), (Some("WEIR-x"), true));
+        assert_eq!((l[1].0.dev, l[1].0.event_nr, l[1].1), (DevNo::new(253, 300), 7, false));
         assert_eq!(list(&[0; 64]), Ok(vec![]));
     }
 

@@ -32,6 +32,9 @@ pub enum Probe {
     Blank,
     /// A file system that volumes may have.
     Fs(FsKind),
+    /// A file system whose making was interrupted: mkfs.xfs marks its first superblock until it is done. It was
+    /// never mounted and holds nothing.
+    Unfinished(FsKind),
     /// Anything else: another file system, a partition table, a member of LVM or MD.
     Other(String),
 }
@@ -74,7 +77,14 @@ impl FsKind {
 pub fn probe(device: &Path, within: Duration) -> Result<Probe, MountError> {
     let out = tool::run("blkid", &["-p", "-s", "TYPE", "-s", "PTTYPE", "-o", "export"], device, within)?;
     match out.status.code() {
-        Some(0) => Ok(parse_blkid(&String::from_utf8_lossy(&out.stdout))),
+        Some(0) => match parse_blkid(&String::from_utf8_lossy(&out.stdout)) {
+            Probe::Fs(FsKind::Xfs)
+                if xfs_unfinished(device).map_err(|e| MountError::call("read", device, e))? =>
+            {
+                Ok(Probe::Unfinished(FsKind::Xfs))
+            }
+            found => Ok(found),
+        },
         // 2: nothing found. It says the same, silently, about a device that is not there or cannot be read,
         // which must never pass for a blank one.
         Some(2) => readable(device).map(|()| Probe::Blank).map_err(|e| MountError::call("read", device, e)),
@@ -82,6 +92,13 @@ pub fn probe(device: &Path, within: Duration) -> Result<Probe, MountError> {
         Some(8) => Ok(Probe::Other("several signatures".into())),
         _ => Err(tool::failed("blkid", &out)),
     }
+}
+
+/// `sb_inprogress`, byte 126 of the superblock (fs/xfs/libxfs/xfs_format.h).
+fn xfs_unfinished(device: &Path) -> io::Result<bool> {
+    let mut sb = [0; 512];
+    File::open(device)?.read_exact(&mut sb)?;
+    Ok(sb[126] != 0)
 }
 
 /// Reads where signatures stand: the first and last 128 KiB (btrfs has its own at 64 KiB; the second GPT and old
@@ -113,7 +130,8 @@ pub fn make_fs(device: &Path, kind: FsKind, within: Duration) -> Result<bool, Mo
         Probe::Fs(found) if found == kind => return Ok(false),
         Probe::Fs(found) => return Err(not_blank(device, found.as_str())),
         Probe::Other(found) => return Err(not_blank(device, &found)),
-        Probe::Blank => {}
+        Probe::Unfinished(found) if found != kind => return Err(not_blank(device, found.as_str())),
+        Probe::Blank | Probe::Unfinished(_) => {}
     }
     match kind {
         FsKind::Ext4 => tool::run_ok("mkfs.ext4", &["-q", "-F", "-m0"], device, within)?,
@@ -194,6 +212,22 @@ mod tests {
         assert!(matches!(make_fs(&img, FsKind::Xfs, within), Err(MountError::NotBlank { .. })));
         check(&img, FsKind::Ext4, within).unwrap();
         assert!(probe(Path::new("/no/such"), within).is_err());
+    }
+
+    #[test]
+    fn an_interrupted_mkfs_is_done_again() {
+        use std::os::unix::fs::FileExt;
+        let t = tempfile::tempdir().unwrap();
+        let img = t.path().join("img");
+        let within = Duration::from_secs(60);
+        let f = File::create(&img).unwrap();
+        f.set_len(320 << 20).unwrap();
+        assert!(make_fs(&img, FsKind::Xfs, within).unwrap());
+        f.write_all_at(&[1], 126).unwrap();
+        assert_eq!(probe(&img, within).unwrap(), Probe::Unfinished(FsKind::Xfs));
+        assert!(matches!(make_fs(&img, FsKind::Ext4, within), Err(MountError::NotBlank { .. })));
+        assert!(make_fs(&img, FsKind::Xfs, within).unwrap());
+        assert_eq!(probe(&img, within).unwrap(), Probe::Fs(FsKind::Xfs));
     }
 
     #[test]

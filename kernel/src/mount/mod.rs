@@ -86,6 +86,15 @@ pub enum MountError {
         /// What is on it.
         found: String,
     },
+    /// A step failed, and so did undoing the one before it.
+    #[error("{cause}; undoing it failed too: {rollback}")]
+    RollbackFailed {
+        /// What failed first.
+        #[source]
+        cause: Box<MountError>,
+        /// What failed then.
+        rollback: Box<MountError>,
+    },
     /// A kind of file system that is not supported for this.
     #[error("{0:?} is not a supported file system")]
     Unsupported(String),
@@ -100,7 +109,7 @@ impl MountError {
             MountError::Occupied { .. } => Class::Busy,
             MountError::NotBlank { .. } => Class::Permanent,
             MountError::Tool { .. } => Class::Permanent,
-            MountError::ToolTimeout { .. } => Class::OutcomeUnknown,
+            MountError::ToolTimeout { .. } | MountError::RollbackFailed { .. } => Class::OutcomeUnknown,
         }
     }
 
@@ -108,6 +117,7 @@ impl MountError {
     pub fn errno(&self) -> Option<rustix::io::Errno> {
         match self {
             MountError::Call { source, .. } | MountError::Spawn { source, .. } => crate::error::errno(source),
+            MountError::RollbackFailed { cause, .. } => cause.errno(),
             MountError::Table(_)
             | MountError::Occupied { .. }
             | MountError::Option(_)
@@ -212,10 +222,11 @@ pub fn ensure_bound(source: &Path, target: &Path, read_only: bool) -> Result<Ens
         // target would be writable.
         if let Err(e) = rustix::mount::mount_remount(target, MountFlags::BIND | ro, c"") {
             let e = MountError::call("remount", target, e);
-            if found.is_none() {
-                unmount(target)?;
-            }
-            return Err(e);
+            let undone = if found.is_none() { unmount(target) } else { Ok(()) };
+            return Err(match undone {
+                Ok(()) => e,
+                Err(r) => MountError::RollbackFailed { cause: Box::new(e), rollback: Box::new(r) },
+            });
         }
     }
     Ok(if found.is_some() { Ensured::Swapped } else { Ensured::Created })

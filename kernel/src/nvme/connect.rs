@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Controller, ControllerState, Endpoint, Nvme, NvmeError, drop_sockets};
+use super::{Controller, ControllerState, Endpoint, Nvme, NvmeError, Waited, drop_sockets};
 use crate::sysfs;
 
 /// How to connect. The defaults are those that the data path was proven with.
@@ -141,7 +141,7 @@ impl Nvme {
     /// from where deleting takes well under a second. It drops the connections of every controller to that
     /// address and port: those of a peer that lives reconnect by themselves.
     pub fn disconnect(&self, c: &Controller, peer_is_gone: bool) -> Result<(), NvmeError> {
-        if peer_is_gone && c.state == ControllerState::Live {
+        if peer_is_gone && self.state(&c.name)? == Some(ControllerState::Live) {
             let addr = c.address.get("traddr").and_then(|a| a.parse::<IpAddr>().ok());
             let port = c.address.get("trsvcid").and_then(|p| p.parse::<u16>().ok());
             if let (Some(addr), Some(port)) = (addr, port) {
@@ -150,7 +150,7 @@ impl Nvme {
                 let settled = self.wait_for_state(&c.name, Duration::from_secs(2), |s| {
                     !matches!(s, Some(ControllerState::Live | ControllerState::Resetting))
                 })?;
-                if settled == Ok(None) {
+                if settled == Waited::Met(None) {
                     return Ok(());
                 }
             }

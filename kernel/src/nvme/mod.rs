@@ -12,7 +12,7 @@ mod observe;
 mod sockets;
 
 pub use connect::{ConnectOptions, Connected};
-pub use observe::{BlockNamespace, Controller, ControllerState};
+pub use observe::{BlockNamespace, Controller, ControllerState, Waited};
 pub use sockets::drop_sockets;
 
 use std::{io, net::IpAddr, path::PathBuf};

@@ -48,6 +48,15 @@ impl ControllerState {
     }
 }
 
+/// Outcome of a wait for a controller's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Waited {
+    /// The state that was accepted; `None`: the controller is gone.
+    Met(Option<ControllerState>),
+    /// The last state seen before the time ran out.
+    TimedOut(Option<ControllerState>),
+}
+
 /// A controller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Controller {
@@ -142,19 +151,19 @@ impl Nvme {
             .ok_or_else(|| NvmeError::NoNamespace { uuid: uuid.to_string() })
     }
 
-    /// Waits until `ready` accepts a controller's state (`None`: it is gone); the last state seen otherwise.
+    /// Waits until `ready` accepts a controller's state (`None`: it is gone), woken by uevents.
     pub fn wait_for_state(
         &self,
         name: &str,
         within: Duration,
         ready: impl Fn(Option<&ControllerState>) -> bool,
-    ) -> Result<Result<Option<ControllerState>, Option<ControllerState>>, NvmeError> {
+    ) -> Result<Waited, NvmeError> {
         let mut last = None;
         let met = uevent::wait_for(&["nvme"], Instant::now() + within, || {
             last = self.state(name)?;
             Ok::<_, NvmeError>(ready(last.as_ref()).then(|| last.clone()))
         })?;
-        Ok(met.ok_or(last))
+        Ok(met.map_or(Waited::TimedOut(last), Waited::Met))
     }
 
     /// Where a controller's attributes are.

@@ -109,13 +109,14 @@ impl Nvmet {
             .and_then(|()| sysfs::write(&dir.join("device_uuid"), &want.uuid))
             .and_then(|()| sysfs::write(&dir.join("enable"), "1"));
         if let Err(e) = made {
-            if fresh {
-                // Nothing of a namespace that never served is worth keeping, and if it cannot be removed, the
-                // next call finds it and goes on from there: the first error is the one to report.
-                let removed = fs::remove_dir(&dir);
-                debug_assert!(removed.is_ok() || dir.exists());
-            }
-            return Err(e.into());
+            // Nothing of a namespace that never served is worth keeping.
+            let removed = if fresh { fs::remove_dir(&dir) } else { Ok(()) };
+            return Err(match removed {
+                Ok(()) => e.into(),
+                Err(r) => {
+                    NvmetError::RollbackFailed { cause: e, rollback: AttrError::new("remove", &dir, r) }
+                }
+            });
         }
         Ok(if was_enabled { Ensured::Swapped } else { Ensured::Created })
     }

@@ -88,6 +88,15 @@ pub enum NvmetError {
         /// The one asked for.
         wanted: u32,
     },
+    /// A namespace could not be finished, nor removed; the next `ensure_namespace` finds it and goes on from there.
+    #[error("{cause}; undoing it failed too: {rollback}")]
+    RollbackFailed {
+        /// What failed first.
+        #[source]
+        cause: AttrError,
+        /// What failed then.
+        rollback: AttrError,
+    },
     /// Every namespace number is in use.
     #[error("{0} has {MAX_NAMESPACES} namespaces, the kernel takes no more")]
     Full(String),
@@ -99,6 +108,7 @@ impl NvmetError {
         match self {
             NvmetError::NotLoaded(_) => Class::Permanent,
             NvmetError::Attr(e) => e.class(),
+            NvmetError::RollbackFailed { .. } => Class::OutcomeUnknown,
             NvmetError::PortTaken { .. } => Class::Busy,
             NvmetError::NoPort(_) => Class::Transient,
             NvmetError::BadNsid(_) | NvmetError::UuidTaken { .. } | NvmetError::Full(_) => Class::Permanent,
@@ -108,7 +118,7 @@ impl NvmetError {
     /// The errno, where the kernel gave one.
     pub fn errno(&self) -> Option<rustix::io::Errno> {
         match self {
-            NvmetError::Attr(e) => e.errno(),
+            NvmetError::Attr(e) | NvmetError::RollbackFailed { cause: e, .. } => e.errno(),
             NvmetError::NotLoaded(_)
             | NvmetError::PortTaken { .. }
             | NvmetError::NoPort(_)
