@@ -264,11 +264,14 @@ pub struct Confirmations(BTreeMap<(NodeName, Place), (Epoch, Option<Gone>)>);
 
 impl Confirmations {
     /// Takes note of how far `consumer`'s access is gone at `place` (`None`: it stands), as brought about under
-    /// `epoch`. An older epoch than the one known is ignored.
+    /// `epoch`. An older epoch than the one known is ignored. Under one epoch access that is being taken down only
+    /// goes on going: a word that arrives late takes nothing back, for nobody would say the newer one again.
     pub fn note(&mut self, consumer: &NodeName, place: Place, epoch: Epoch, gone: Option<Gone>) {
         let e = self.0.entry((consumer.clone(), place)).or_insert((epoch, gone));
-        if epoch >= e.0 {
+        if epoch > e.0 {
             *e = (epoch, gone);
+        } else if epoch == e.0 {
+            e.1 = e.1.max(gone);
         }
     }
 
@@ -383,12 +386,14 @@ impl AccessState {
                 }
             },
             Access::CuttingOver { target, source_left: true, .. } if node == target => Ok(Outcome::Unchanged),
+            // It gave the volume up, and is as good as leaving: it must not become a holder before it is gone.
+            Access::CuttingOver { source, source_left: true, .. } if node == source => {
+                Err(Refusal::StillLeaving { node: node.clone() })
+            }
             Access::CuttingOver { source, target, .. } if !alive(source) && !alive(target) => {
                 Ok(self.grant(node, mode, &[source], &[target], facts))
             }
-            Access::CuttingOver { source, target, .. } => {
-                Err(Refusal::InUse { holders: vec![source.clone(), target.clone()] })
-            }
+            Access::CuttingOver { .. } => Err(Refusal::InUse { holders: self.holders() }),
         }
     }
 

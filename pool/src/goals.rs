@@ -111,7 +111,7 @@ pub fn plan_goals(v: &View<'_>) -> Goals {
         Access::CuttingOver { source, target, source_left, since } => {
             serve(v, target, &mut g);
             attach(v, target, Role::Guard, &mut g);
-            attach(v, source, if *source_left { Role::Absent } else { Role::FenceIfQuiet }, &mut g);
+            tell(v, source, if *source_left { Role::Absent } else { Role::FenceIfQuiet }, &mut g);
             let fenced = v.confirmed.gone(source, Place::Device, *since).is_some();
             if fenced || (*source_left && !(v.patient)(source)) {
                 let disks = v.map.disks();
@@ -120,7 +120,7 @@ pub fn plan_goals(v: &View<'_>) -> Goals {
         }
     }
     for (node, l) in &state.leaving {
-        attach(v, node, Role::Absent, &mut g);
+        tell(v, node, Role::Absent, &mut g);
         if v.confirmed.gone(node, Place::Device, l.since).is_some() || !(v.patient)(node) {
             export(v, node, l.disks.iter().copied(), ExportState::Absent, &mut g);
         }
@@ -128,7 +128,16 @@ pub fn plan_goals(v: &View<'_>) -> Goals {
     g
 }
 
+/// Has `node` open the volume, once nobody who is leaving could still write to the disks of its own: no export
+/// stands between it and those.
 fn attach(v: &View<'_>, node: &NodeName, role: Role, g: &mut Goals) {
+    let mut own = v.map.disks().into_iter().filter(|d| v.disks.get(d) == Some(node));
+    if own.all(|d| v.access.open_for(node, d, v.confirmed)) {
+        tell(v, node, role, g);
+    }
+}
+
+fn tell(v: &View<'_>, node: &NodeName, role: Role, g: &mut Goals) {
     g.attachments.push(AttachmentGoal { node: node.clone(), epoch: v.access.epoch, role });
 }
 
