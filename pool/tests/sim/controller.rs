@@ -1,0 +1,479 @@
+//! The controllers and their store. Each controller runs `AccessState::on` and `plan_goals` over its own copy of
+//! the records; confirmations, leases and what was sent are its memory and die with it. The store compares and
+//! swaps single records, and refuses whoever is no longer the active one.
+
+use std::{collections::BTreeMap, rc::Rc};
+
+use pool::{
+    access::{
+        Access, AccessState, Confirmations, Event, Facts, Gone, Mode, Notice, Outcome, Place, Refusal,
+        Sharing,
+    },
+    goals::{AttachmentGoal, Role, View, plan_goals},
+    ids::{DiskId, Epoch, NodeName, Term},
+    volume::Map,
+};
+
+use crate::{
+    types::{
+        AttachmentSeen, Checked, D, ExportSeen, Goal, Goals, LEASE, Mutation, N, PATIENCE, Seen, V,
+        Violation, disk_number, name_of, number_of, places,
+    },
+    world::World,
+};
+
+/// What is durable of a volume.
+#[derive(Clone, Debug)]
+pub(crate) struct Record {
+    pub(crate) access: AccessState,
+    pub(crate) map: Rc<Map>,
+    pub(crate) sharing: Sharing,
+    /// The volume is being deleted: disks whose extents are still to be wiped.
+    pub(crate) deleting: Option<Vec<D>>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Versioned {
+    pub(crate) version: u64,
+    pub(crate) record: Record,
+}
+
+#[derive(Default)]
+pub(crate) struct Store {
+    pub(crate) records: BTreeMap<V, Versioned>,
+    pub(crate) term: u64,
+    versions: u64,
+}
+
+impl Store {
+    /// Replaces the record if `version` is still the newest (`None`: there is none yet). `None`: refused.
+    fn swap(&mut self, term: u64, v: V, version: Option<u64>, to: Option<Record>) -> Option<u64> {
+        if term != self.term || self.records.get(&v).map(|r| r.version) != version {
+            return None;
+        }
+        self.versions += 1;
+        let version = self.versions;
+        match to {
+            Some(record) => self.records.insert(v, Versioned { version, record }),
+            None => self.records.remove(&v),
+        };
+        Some(version)
+    }
+
+    pub(crate) fn is_deleting(&self, v: V) -> bool {
+        self.records.get(&v).is_some_and(|r| r.record.deleting.is_some())
+    }
+}
+
+/// One reign of a controller.
+pub(crate) struct Controller {
+    pub(crate) records: BTreeMap<V, Versioned>,
+    confirmed: BTreeMap<V, Confirmations>,
+    pub(crate) heard: Vec<u64>,
+    left: BTreeMap<(V, NodeName), u64>,
+    /// What was said last on a node's session.
+    sent: BTreeMap<(N, V), Vec<Goal>>,
+}
+
+impl Controller {
+    pub(crate) fn alive(&self, n: N, now: u64) -> bool {
+        now.saturating_sub(self.heard[n]) < LEASE
+    }
+
+    pub(crate) fn forget_sent(&mut self, n: N) {
+        self.sent.retain(|(x, _), _| *x != n);
+    }
+}
+
+fn phase(a: &Access) -> &'static str {
+    match a {
+        Access::Detached => "Detached",
+        Access::Granting { .. } => "Granting",
+        Access::Attached { .. } => "Attached",
+        Access::Guarded { .. } => "Guarded",
+        Access::CuttingOver { source_left: false, .. } => "CuttingOver",
+        Access::CuttingOver { source_left: true, .. } => "CuttingOver(left)",
+    }
+}
+
+fn label(e: &Event) -> &'static str {
+    match e {
+        Event::Attach { .. } => "attach",
+        Event::Detach { .. } => "detach",
+        Event::HeldWrite { .. } => "held",
+        Event::SourceBusy { .. } => "busy",
+        Event::Review => "review",
+    }
+}
+
+fn notice(n: &Notice) -> &'static str {
+    match n {
+        Notice::Attached(_) => "notice: attached",
+        Notice::Detached(_) => "notice: detached",
+        Notice::Evicted(_) => "notice: evicted",
+        Notice::MigrationStarted { .. } => "notice: migration started",
+        Notice::CutOverStarted { .. } => "notice: cut-over started",
+        Notice::Migrated { .. } => "notice: migrated",
+        Notice::MigrationAborted { .. } => "notice: migration aborted",
+        Notice::Conflict { .. } => "notice: conflict",
+    }
+}
+
+impl World {
+    /// A new controller takes over: it loads the records, and knows nothing else.
+    pub(crate) fn elect(&mut self) {
+        self.store.term += 1;
+        let term = self.store.term;
+        let c = Controller {
+            records: self.store.records.clone(),
+            confirmed: BTreeMap::new(),
+            heard: vec![self.now; self.nodes.len()],
+            left: BTreeMap::new(),
+            sent: BTreeMap::new(),
+        };
+        self.controllers.insert(term, c);
+        self.say(|| format!("controller {term} takes over"));
+    }
+
+    fn hosts(&self, map: &Map) -> BTreeMap<DiskId, NodeName> {
+        map.disks().into_iter().map(|d| (d, self.names[self.host_of[disk_number(d)]].clone())).collect()
+    }
+
+    /// Writes a record, and only then takes it for true.
+    fn write(&mut self, c: u64, v: V, to: Record) -> Checked<bool> {
+        let version = self.controllers[&c].records.get(&v).map(|r| r.version);
+        let done = self.store.swap(c, v, version, Some(to.clone()));
+        let keeps = self.broken(Mutation::GoalsWithoutRecord);
+        let Some(ctl) = self.controllers.get_mut(&c) else { return Ok(false) };
+        match done {
+            Some(version) => {
+                if ctl.records.contains_key(&v) {
+                    self.oracle.recorded(v, &to.access)?;
+                } else {
+                    self.oracle.created(v, &to.map, to.sharing)?;
+                }
+                ctl.records.insert(v, Versioned { version, record: to });
+                Ok(true)
+            }
+            None => {
+                self.cov.hit("controller: a deposed one could not record");
+                if let Some(r) = ctl.records.get_mut(&v).filter(|_| keeps) {
+                    r.record = to;
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// Lets an event happen to a volume in the eyes of controller `c`. `None`: it is unknown to it, or it could
+    /// not be recorded.
+    pub(crate) fn event(&mut self, c: u64, v: V, e: &Event) -> Checked<Option<Result<(), Refusal>>> {
+        let Some(ctl) = self.controllers.get(&c) else { return Ok(None) };
+        let Some(r) = ctl.records.get(&v).filter(|r| r.record.deleting.is_none()) else { return Ok(None) };
+        let record = r.record.clone();
+        let disks = self.hosts(&record.map);
+        let now = self.now;
+        let alive = |n: &NodeName| ctl.alive(number_of(n), now);
+        let confirmed = self.believed(ctl, v, &record);
+        let facts = Facts { disks: &disks, alive: &alive, sharing: record.sharing, confirmed: &confirmed };
+        let outcome = record.access.on(e, &facts);
+        let before = phase(&record.access.access);
+        match outcome {
+            Err(refusal) => {
+                let why = match &refusal {
+                    Refusal::InUse { .. } => "in use",
+                    Refusal::OtherMode { .. } => "other mode",
+                    Refusal::StillLeaving { .. } => "still leaving",
+                };
+                self.cov.hit(&format!("refused: {why} in {before}"));
+                self.refusal_is_true(&record.access, e, &refusal)?;
+                Ok(Some(Err(refusal)))
+            }
+            Ok(Outcome::Unchanged) => Ok(Some(Ok(()))),
+            Ok(Outcome::Changed(access, notices)) => {
+                self.cov.hit(&format!("{}: {before} -> {}", label(e), phase(&access.access)));
+                for n in &notices {
+                    self.cov.hit(notice(n));
+                    if let Notice::Evicted(x) = n {
+                        self.saw_eviction(number_of(x));
+                    }
+                }
+                self.say(|| format!("c{c} v{v} {e:?} -> {access:?} {notices:?}"));
+                let mut to = Record { access, ..record };
+                if self.broken(Mutation::LeaverForgottenEarly) {
+                    let forget = |n: &NodeName, l: &pool::access::Leaving| {
+                        let fenced = |p| p == Place::Device || confirmed.gone(n, p, l.since).is_some();
+                        !disks.values().any(|h| h == n) && l.places().all(fenced)
+                    };
+                    to.access.leaving.retain(|n, l| !forget(n, l));
+                }
+                Ok(self.write(c, v, to)?.then_some(Ok(())))
+            }
+        }
+    }
+
+    fn saw_eviction(&mut self, n: N) {
+        self.cov.hit(if self.nodes[n].up {
+            "eviction: of a node that lives"
+        } else {
+            "eviction: of a dead node"
+        });
+    }
+
+    /// A refusal must name a true reason: somebody else who holds it, or an access that is not gone.
+    fn refusal_is_true(&self, s: &AccessState, e: &Event, r: &Refusal) -> Checked {
+        let Event::Attach { node, .. } = e else {
+            return Err(Violation(format!("{e:?} was refused: {r}")));
+        };
+        let ok = match r {
+            Refusal::InUse { holders } => {
+                !holders.is_empty()
+                    && !holders.contains(node)
+                    && holders.iter().all(|h| s.holders().contains(h))
+            }
+            Refusal::OtherMode { node: n } => n == node && s.holders().contains(n),
+            Refusal::StillLeaving { node: n } => {
+                n == node && (s.leaving.contains_key(n) || !s.holders().contains(n))
+            }
+        };
+        if ok { Ok(()) } else { Err(Violation(format!("untrue refusal of {node}: {r}; {s:?}"))) }
+    }
+
+    /// What a controller takes for confirmed; the broken ones take more.
+    fn believed(&self, ctl: &Controller, v: V, record: &Record) -> Confirmations {
+        let mut c = ctl.confirmed.get(&v).cloned().unwrap_or_default();
+        let late = Epoch::new(u64::MAX);
+        let mut claim = |n: &NodeName, place| c.note(n, place, late, Some(Gone::Fenced));
+        match self.cfg.mutation {
+            Mutation::GrantWithoutFence => {
+                for (n, l) in &record.access.leaving {
+                    l.places().for_each(|p| claim(n, p));
+                }
+            }
+            Mutation::CommitBeforeLenders => {
+                if let Access::CuttingOver { source, .. } = &record.access.access {
+                    record.map.disks().into_iter().for_each(|d| claim(source, Place::Export(d)));
+                }
+            }
+            Mutation::OldConfirmationsCount => {
+                for n in &self.names {
+                    for p in record.map.disks().into_iter().map(Place::Export).chain([Place::Device]) {
+                        if let Some(g) = ctl.confirmed.get(&v).and_then(|k| k.gone(n, p, Epoch::ZERO)) {
+                            c.note(n, p, late, Some(g));
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+        c
+    }
+
+    /// What a node said reaches a controller.
+    pub(crate) fn hear(&mut self, c: u64, n: N, said: &[Seen]) -> Checked {
+        let now = self.now;
+        for s in said {
+            let Some(ctl) = self.controllers.get_mut(&c) else { return Ok(()) };
+            ctl.heard[n] = now;
+            match s {
+                Seen::Attachment { v, epoch, state, busy } => {
+                    let gone = match state {
+                        AttachmentSeen::Absent => Some(Gone::Absent),
+                        AttachmentSeen::Fenced => Some(Gone::Fenced),
+                        AttachmentSeen::Guarded { .. } | AttachmentSeen::Open => None,
+                    };
+                    let node = name_of(n);
+                    ctl.confirmed.entry(*v).or_default().note(&node, Place::Device, *epoch, gone);
+                    if *state == (AttachmentSeen::Guarded { held: true }) {
+                        self.event(c, *v, &Event::HeldWrite { node: node.clone(), epoch: *epoch })?;
+                    }
+                    if *busy {
+                        self.event(c, *v, &Event::SourceBusy { node, epoch: *epoch })?;
+                    }
+                    self.event(c, *v, &Event::Review)?;
+                }
+                Seen::Export { v, disk, consumer, epoch, state } => {
+                    let gone = match state {
+                        ExportSeen::Absent => Some(Gone::Absent),
+                        ExportSeen::Fenced => Some(Gone::Fenced),
+                        ExportSeen::Serving => None,
+                    };
+                    let place = Place::Export(crate::types::disk_id(*disk));
+                    ctl.confirmed.entry(*v).or_default().note(&name_of(*consumer), place, *epoch, gone);
+                    self.event(c, *v, &Event::Review)?;
+                }
+                Seen::Wiped { v, disk } => self.wiped(c, *v, *disk)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn wiped(&mut self, c: u64, v: V, disk: D) -> Checked {
+        let Some(r) = self.controllers.get(&c).and_then(|x| x.records.get(&v)) else { return Ok(()) };
+        let (version, mut to) = (r.version, r.record.clone());
+        let Some(left) = &mut to.deleting else { return Ok(()) };
+        left.retain(|d| *d != disk);
+        if left.is_empty() { self.remove(c, v, version) } else { self.write(c, v, to).map(|_| ()) }
+    }
+
+    fn remove(&mut self, c: u64, v: V, version: u64) -> Checked {
+        if self.store.swap(c, v, Some(version), None).is_some() {
+            self.cov.hit("volume: deleted, its extents are free");
+            self.say(|| format!("c{c} v{v} is gone"));
+            self.oracle.freed(v)?;
+            if let Some(ctl) = self.controllers.get_mut(&c) {
+                ctl.records.remove(&v);
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes a volume if it is idle: the record says so first, wipes follow from it.
+    pub(crate) fn delete(&mut self, c: u64, v: V) -> Checked {
+        let Some(r) = self.controllers.get(&c).and_then(|x| x.records.get(&v)) else { return Ok(()) };
+        let (version, mut to) = (r.version, r.record.clone());
+        let rash = self.broken(Mutation::DeleteUnderADevice) && to.access.access == Access::Detached;
+        if to.deleting.is_some() || !(to.access.is_idle() || rash) {
+            return Ok(());
+        }
+        if self.broken(Mutation::FreeBeforeWipe) {
+            return self.remove(c, v, version);
+        }
+        to.deleting = Some(to.map.disks().into_iter().map(disk_number).collect());
+        self.say(|| format!("c{c} v{v} is to be deleted"));
+        self.write(c, v, to).map(|_| ())
+    }
+
+    /// The goals for node `n` that have not been said on its session.
+    pub(crate) fn unsaid(&mut self, c: u64, n: N) -> Checked<Option<Goals>> {
+        let Some(ctl) = self.controllers.get(&c) else { return Ok(None) };
+        let mut news: Vec<(V, Vec<Goal>)> = vec![];
+        for (v, r) in &ctl.records {
+            let goals = self.plan(ctl, *v, &r.record, n)?;
+            if ctl.sent.get(&(n, *v)).map_or(&[][..], |g| g) != goals {
+                news.push((*v, goals));
+            }
+        }
+        if news.is_empty() {
+            return Ok(None);
+        }
+        let mut all = vec![];
+        let Some(ctl) = self.controllers.get_mut(&c) else { return Ok(None) };
+        for (v, goals) in news {
+            all.extend(goals.iter().cloned());
+            ctl.sent.insert((n, v), goals);
+        }
+        Ok(Some(Goals { term: Term::new(c), goals: all }))
+    }
+
+    fn plan(&self, ctl: &Controller, v: V, record: &Record, n: N) -> Checked<Vec<Goal>> {
+        let mut out = vec![];
+        if let Some(left) = &record.deleting {
+            for d in left.iter().filter(|d| self.host_of[**d] == n) {
+                let extents = places(&record.map).into_iter().filter(|p| p.0 == *d).map(|p| p.1).collect();
+                out.push(Goal::Wipe { v, disk: *d, extents });
+            }
+            return Ok(out);
+        }
+        let disks = self.hosts(&record.map);
+        let now = self.now;
+        let patient = |x: &NodeName| {
+            ctl.alive(number_of(x), now)
+                && ctl.left.get(&(v, x.clone())).is_none_or(|t| now.saturating_sub(*t) < PATIENCE)
+        };
+        let confirmed = self.believed(ctl, v, record);
+        let view = View {
+            access: &record.access,
+            map: &record.map,
+            disks: &disks,
+            confirmed: &confirmed,
+            patient: &patient,
+        };
+        let mut goals = plan_goals(&view);
+        if self.broken(Mutation::OwnDiskTooEarly) {
+            tell_holders(&record.access, &mut goals.attachments);
+        }
+        let mut told = std::collections::BTreeSet::new();
+        for g in &goals.attachments {
+            if !told.insert(&g.node) {
+                return Err(Violation(format!("two goals for {} of volume {v}: {goals:?}", g.node)));
+            }
+        }
+        let mut told = std::collections::BTreeSet::new();
+        for g in &goals.exports {
+            if !told.insert((g.disk, &g.consumer)) {
+                return Err(Violation(format!("two goals for a slice of volume {v}: {goals:?}")));
+            }
+        }
+        // Exports first: a host that is also a consumer is told of both in one message.
+        for g in goals.exports.iter().filter(|g| g.host == self.names[n]) {
+            out.push(Goal::Export {
+                v,
+                disk: disk_number(g.disk),
+                consumer: number_of(&g.consumer),
+                epoch: g.epoch,
+                state: g.state,
+                map: record.map.clone(),
+            });
+        }
+        for g in goals.attachments.iter().filter(|g| g.node == self.names[n]) {
+            out.push(Goal::Attachment { v, epoch: g.epoch, role: g.role, map: record.map.clone() });
+        }
+        Ok(out)
+    }
+
+    /// Notes since when somebody is leaving, for the controller's patience.
+    pub(crate) fn note_leavers(&mut self, c: u64) {
+        let now = self.now;
+        let Some(ctl) = self.controllers.get_mut(&c) else { return };
+        for (v, r) in &ctl.records {
+            let s = &r.record.access;
+            let giving_up = match &s.access {
+                Access::CuttingOver { source, source_left: true, .. } => Some(source),
+                Access::CuttingOver { source_left: false, .. }
+                | Access::Detached
+                | Access::Granting { .. }
+                | Access::Attached { .. }
+                | Access::Guarded { .. } => None,
+            };
+            for n in s.leaving.keys().chain(giving_up) {
+                ctl.left.entry((*v, n.clone())).or_insert(now);
+            }
+        }
+        ctl.left.retain(|(v, n), _| {
+            ctl.records.get(v).is_some_and(|r| {
+                let s = &r.record.access;
+                s.leaving.contains_key(n)
+                    || matches!(&s.access, Access::CuttingOver { source, source_left: true, .. } if source == n)
+            })
+        });
+    }
+
+    /// Puts a new volume on record, on extents that no record owns.
+    pub(crate) fn create(&mut self, c: u64, map: Map, sharing: Sharing) -> Checked {
+        self.next_volume += 1;
+        let v = self.next_volume;
+        self.say(|| format!("c{c} v{v} {sharing:?} on {:?}", places(&map)));
+        let record = Record { access: AccessState::default(), map: Rc::new(map), sharing, deleting: None };
+        self.write(c, v, record).map(|_| ())
+    }
+
+    pub(crate) fn attach(&mut self, c: u64, v: V, n: N, mode: Mode) -> Checked<Option<Result<(), Refusal>>> {
+        self.event(c, v, &Event::Attach { node: name_of(n), mode })
+    }
+
+    pub(crate) fn detach(&mut self, c: u64, v: V, n: N) -> Checked<Option<Result<(), Refusal>>> {
+        self.event(c, v, &Event::Detach { node: name_of(n) })
+    }
+}
+
+/// Breaks the rule that a consumer opens nothing on its own disks before strangers are fenced there.
+fn tell_holders(s: &AccessState, told: &mut Vec<AttachmentGoal>) {
+    let Access::Attached { holders } = &s.access else { return };
+    for (n, m) in holders {
+        if told.iter().all(|g| g.node != *n) {
+            let role = if m.read_only { Role::Reader } else { Role::Writer };
+            told.push(AttachmentGoal { node: n.clone(), epoch: s.epoch, role });
+        }
+    }
+}
