@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{DiskId, Epoch, NodeName};
+pub use crate::layout::Sharing;
 
 /// How a holder uses the volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -30,17 +31,6 @@ pub struct Mode {
     pub read_only: bool,
     /// Asked for under an access mode that admits several nodes (CSI `MULTI_NODE_*`).
     pub multi_node: bool,
-}
-
-/// What a volume's parameters allow beyond one holder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Sharing {
-    /// A second node is admitted behind a guard, for a live migration.
-    #[serde(rename = "migrate")]
-    Migrate,
-    /// Any number of nodes write at once: cluster file systems.
-    #[serde(rename = "multiWriter")]
-    MultiWriter,
 }
 
 /// Who has access, by decision on record.
