@@ -156,18 +156,21 @@ pub struct PoolSpec {
     /// Unit of allocation: a power of two from 4Mi to 1Gi.
     #[serde(default)]
     pub extent_size: ExtentSizeQuantity,
-    /// Which nodes lend their disks; all when nothing is said.
+    /// Only devices with this logical block size, in bytes.
     #[serde(default)]
-    pub nodes: NodeSelector,
-    /// Which of their devices belong to the pool.
-    pub devices: DeviceSelector,
+    pub logical_block: Option<u32>,
+    /// Which nodes lend their disks: those that one selector fits; all when there is none.
+    #[serde(default)]
+    pub nodes: Vec<NodeSelector>,
+    /// Which of their devices belong to the pool: those that one selector fits.
+    pub devices: Vec<DeviceSelector>,
     /// What becomes of the old contents of a disk that is claimed.
     #[serde(default)]
     pub fresh_disks: FreshDisks,
     /// Lenders of a volume unless its class says otherwise: 1 to 64.
-    #[serde(default = "default_max_lenders")]
-    pub max_lenders: u32,
-    /// Kept free on each disk.
+    #[serde(default)]
+    pub max_lenders: Option<u32>,
+    /// Kept on each disk for consumers on its own node.
     #[serde(default)]
     pub reserve: Quantity,
 }
@@ -194,7 +197,7 @@ pub struct NodeSelector {
     pub names: Vec<String>,
     /// Topology labels with their values.
     #[serde(default)]
-    pub match_labels: BTreeMap<String, String>,
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Devices by what they are. A device belongs when every criterion that is given holds.
@@ -213,6 +216,15 @@ pub struct DeviceSelector {
     /// At least so large.
     #[serde(default)]
     pub min_size: Quantity,
+}
+
+impl DeviceSelector {
+    fn says_nothing(&self) -> bool {
+        self.paths.is_empty()
+            && self.serials.is_empty()
+            && self.classes.is_empty()
+            && self.min_size.bytes() == Bytes::ZERO
+    }
 }
 
 /// A kind of device.
@@ -240,10 +252,6 @@ pub enum FreshDisks {
 
 fn default_driver() -> String {
     "csi.weir.storage".to_owned()
-}
-
-fn default_max_lenders() -> u32 {
-    8
 }
 
 /// Why a configuration is refused.
@@ -337,20 +345,16 @@ impl Config {
                     return Err((at(field), format!("{g:?}: {want} is expected")));
                 }
             }
-            if !(1..=64).contains(&p.spec.max_lenders) {
-                return Err((at("spec.maxLenders"), format!("{}: 1 to 64 are allowed", p.spec.max_lenders)));
+            if let Some(n) = p.spec.max_lenders.filter(|n| !(1..=64).contains(n)) {
+                return Err((at("spec.maxLenders"), format!("{n}: 1 to 64 are allowed")));
             }
-            let d = &p.spec.devices;
-            if d.paths.is_empty()
-                && d.serials.is_empty()
-                && d.classes.is_empty()
-                && d.min_size.bytes() == Bytes::ZERO
-            {
-                return Err((
-                    at("spec.devices"),
-                    "says nothing, and would take every blank device: give paths, serials, classes or minSize"
-                        .to_owned(),
-                ));
+            if let Some(b) = p.spec.logical_block.filter(|b| ![512, 4096].contains(b)) {
+                return Err((at("spec.logicalBlock"), format!("{b}: 512 and 4096 are allowed")));
+            }
+            if p.spec.devices.is_empty() || p.spec.devices.iter().any(DeviceSelector::says_nothing) {
+                let problem = "says nothing, and would take every blank device or none: give paths, serials, classes \
+                               or minSize";
+                return Err((at("spec.devices"), problem.to_owned()));
             }
         }
         Ok(())
@@ -370,9 +374,9 @@ pools:
   metadata: {name: vms}
   spec:
     extentSize: 8Mi
-    nodes: {names: ['n*']}
+    nodes: [{names: ['n*']}]
     devices:
-      paths: ['/dev/vd*']
+    - paths: ['/dev/vd*']
       minSize: 1Gi
 ";
 
@@ -385,7 +389,7 @@ pools:
         let c = parse(GOOD).unwrap();
         let p = &c.pools[0];
         assert_eq!(p.spec.extent_size.0.bytes(), Bytes::mib(8));
-        assert_eq!(p.spec.devices.min_size.bytes(), Bytes::gib(1));
+        assert_eq!(p.spec.devices[0].min_size.bytes(), Bytes::gib(1));
         assert_eq!(c.lease.lease_ms, 5000);
         assert_eq!(c.driver_name, "csi.weir.storage");
     }
@@ -416,7 +420,7 @@ pools:
 
     #[test]
     fn a_pool_that_would_take_everything_is_refused() {
-        let e = parse(&GOOD.replace("paths: ['/dev/vd*']\n      minSize: 1Gi", "{}")).unwrap_err();
+        let e = parse(&GOOD.replace("- paths: ['/dev/vd*']\n      minSize: 1Gi", "- {}")).unwrap_err();
         assert!(e.contains("pools[0].spec.devices"), "{e}");
     }
 }

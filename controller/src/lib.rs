@@ -5,3 +5,4 @@ pub mod admin;
 pub mod api;
 pub mod config;
 pub mod csi;
+pub mod tls;

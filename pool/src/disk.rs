@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// The topology key under which a node itself is a domain.
-pub const NODE_KEY: &str = "weir.storage/node";
+pub const NODE_KEY: &str = "topology.weir.storage/node";
 /// The topology key of a zone: Kubernetes's well-known label.
 pub const ZONE_KEY: &str = "topology.kubernetes.io/zone";
 

@@ -30,7 +30,7 @@ pub(super) fn controller(spec: &Spec, ports: Ports, dir: &Path) -> String {
         "listen:\n  csi: tcp://127.0.0.1:{}\n  nodes: 127.0.0.1:{}\n\
          store:\n  path: {}\n\
          pools:\n- apiVersion: weir.storage/v1alpha1\n  kind: StoragePool\n  metadata:\n    name: default\n  spec:\n    \
-         extentSize: {}\n    devices:\n      serials: ['weir-*']\n",
+         extentSize: {}\n    devices:\n    - serials: ['weir-*']\n",
         ports.csi,
         ports.nodes,
         dir.join("controller.redb").display(),
