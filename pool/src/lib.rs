@@ -11,6 +11,7 @@ pub mod goals;
 pub mod ids;
 pub mod layout;
 pub mod names;
+pub mod record;
 pub mod stack;
 pub mod units;
 pub mod volume;
