@@ -4,5 +4,9 @@
 pub mod admin;
 pub mod api;
 pub mod config;
+pub mod core;
 pub mod csi;
+pub mod fault;
+pub mod session;
+pub mod store;
 pub mod tls;

@@ -1,0 +1,483 @@
+//! Disks: which devices become disks of a pool, how they come and go, and the wiping of fresh ones.
+//!
+//! Invariants: a device is claimed only when it carries no signature and a pool selects it; what is left alone is
+//! left alone for a reason that people can read; an extent of a fresh disk is nobody's before it is wiped, unless the
+//! pool trusts its devices. Must not know: volumes' maps, beyond which extents they use.
+
+use std::collections::BTreeSet;
+
+use pool::{
+    disk::{Disk, DiskEvent, DiskState, Health, LastSeen},
+    ids::{DiskId, Epoch, NodeName, VolumeId},
+    record::{DiskRecord, Key, Record, Retired},
+    units::Extents,
+    volume::Run,
+};
+
+use super::{
+    config::{DeviceSelector, FreshDisks, NodeSelector, PoolSpec},
+    engine::{Engine, Timer, Write},
+    seen::{Condition, Content, Device, DiskSeen, WipeSeen},
+    told::{DiskRole, Goal, GoalKey},
+};
+use crate::{fault::Cause, store::Version};
+
+/// A disk in the core's memory.
+pub(super) struct DiskSlot {
+    pub(super) record: DiskRecord,
+    version: Option<Version>,
+    pending: Option<Box<(Option<DiskRecord>, Cause)>>,
+    /// What its node says of it.
+    pub(super) seen: Option<DiskSeen>,
+    /// The wipe of a fresh stretch that was reported done.
+    wiped: Option<u64>,
+    /// Where it has been found, when that is another node than the record's.
+    moved: Option<(NodeName, String, String)>,
+    /// Whether it is in the index.
+    pub(super) indexed: bool,
+    told: Option<NodeName>,
+}
+
+impl DiskSlot {
+    pub(super) fn new(record: DiskRecord, version: Option<Version>) -> Self {
+        Self {
+            record,
+            version,
+            pending: None,
+            seen: None,
+            wiped: None,
+            moved: None,
+            indexed: false,
+            told: None,
+        }
+    }
+
+    /// Whether it is on record.
+    pub(super) fn is_stored(&self) -> bool {
+        self.version.is_some()
+    }
+}
+
+/// Whether `text` matches a pattern in which `*` stands for anything and `?` for one character.
+fn glob(pattern: &str, text: &str) -> bool {
+    let (p, t): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    let (mut i, mut j, mut star) = (0, 0, None);
+    while j < t.len() {
+        if i < p.len() && (p[i] == '?' || p[i] == t[j]) && p[i] != '*' {
+            (i, j) = (i + 1, j + 1);
+        } else if i < p.len() && p[i] == '*' {
+            star = Some((i, j));
+            i += 1;
+        } else if let Some((si, sj)) = star {
+            star = Some((si, sj + 1));
+            (i, j) = (si + 1, sj + 1);
+        } else {
+            return false;
+        }
+    }
+    p[i..].iter().all(|c| *c == '*')
+}
+
+fn any_glob(patterns: &[String], text: &str) -> bool {
+    patterns.is_empty() || patterns.iter().any(|p| glob(p, text))
+}
+
+fn selects_device(s: &DeviceSelector, d: &Device) -> bool {
+    any_glob(&s.paths, &d.path)
+        && any_glob(&s.serials, &d.serial)
+        && (s.classes.is_empty() || s.classes.contains(&d.class))
+        && s.min_size.is_none_or(|m| d.size >= m)
+}
+
+fn selects_node(
+    s: &NodeSelector,
+    name: &NodeName,
+    labels: &std::collections::BTreeMap<String, String>,
+) -> bool {
+    any_glob(&s.names, name.as_str()) && s.labels.iter().all(|(k, v)| labels.get(k) == Some(v))
+}
+
+impl Engine {
+    /// Looks at every device of a node; gives the disks about which something has to be done.
+    pub(super) fn consider_devices(&mut self, name: &NodeName) -> BTreeSet<DiskId> {
+        let Some(n) = self.nodes.get(name) else { return BTreeSet::new() };
+        let devices: Vec<_> = n.devices.iter().map(|(id, d)| (id.clone(), d.clone())).collect();
+        let mut unclaimed = std::collections::BTreeMap::new();
+        let mut todo = BTreeSet::new();
+        for (id, device) in devices {
+            let found = match &device.content {
+                Content::Blank => self.consider_blank(name, &id, &device),
+                Content::Weir { disk, pool } => self.consider_labelled(name, &id, &device, *disk, pool),
+                Content::Foreign => Err(format!("carries {}", findings(&device))),
+                Content::Busy => Err(format!("is in use: {}", findings(&device))),
+                Content::Unreadable => Err(format!("cannot be read: {}", findings(&device))),
+            };
+            match found {
+                Ok(disk) => drop(todo.insert(disk)),
+                Err(why) => drop(unclaimed.insert(device.path.clone(), why)),
+            }
+        }
+        if let Some(n) = self.nodes.get_mut(name) {
+            for (path, why) in unclaimed.iter().filter(|(p, w)| n.unclaimed.get(*p) != Some(*w)) {
+                tracing::info!(k8s_node = %name, path, "device left alone: it {why}");
+            }
+            n.unclaimed = unclaimed;
+        }
+        todo
+    }
+
+    /// A device without any signature: claimed if a pool selects it.
+    fn consider_blank(&mut self, name: &NodeName, id: &str, device: &Device) -> Result<DiskId, String> {
+        let here = |s: &&DiskSlot| s.record.disk.node == *name && s.record.device_id == id;
+        if let Some(s) = self.disks.values().find(here) {
+            return match s.record.disk.state {
+                DiskState::Claimed | DiskState::Missing { was: LastSeen::Claimed } => Ok(s.record.disk.id),
+                DiskState::Serving
+                | DiskState::Draining
+                | DiskState::Missing { .. }
+                | DiskState::Released => Err(format!(
+                    "is blank, yet disk {} is on record for it: it was replaced or its label was erased",
+                    s.record.disk.id
+                )),
+            };
+        }
+        let spec = self.select(name, device)?;
+        let id = id.to_owned();
+        Ok(self.claim(name, id, device, &spec))
+    }
+
+    fn select(&self, name: &NodeName, device: &Device) -> Result<PoolSpec, String> {
+        let labels = self.nodes.get(name).map(|n| n.domain()).unwrap_or_default();
+        let takes = |p: &&PoolSpec| {
+            (p.nodes.is_empty() || p.nodes.iter().any(|s| selects_node(s, name, labels.labels())))
+                && p.devices.iter().any(|s| selects_device(s, device))
+        };
+        let mut takers = self.specs.values().filter(takes);
+        let spec = takers.next().ok_or("is selected by no pool")?;
+        if let Some(other) = takers.next() {
+            return Err(format!(
+                "is selected by pool {} and by pool {}: neither takes it",
+                spec.name, other.name
+            ));
+        }
+        if let Some(b) = spec.logical_block.filter(|b| *b != device.logical_block) {
+            return Err(format!(
+                "has logical blocks of {} bytes; pool {} wants {b}",
+                device.logical_block, spec.name
+            ));
+        }
+        // One extent goes to the labels.
+        if spec.extent_size.extents_round_down(device.size) < Extents::new(2) {
+            return Err(format!("is too small for extents of {}", spec.extent_size.bytes()));
+        }
+        Ok(spec.clone())
+    }
+
+    fn claim(&mut self, name: &NodeName, device_id: String, device: &Device, spec: &PoolSpec) -> DiskId {
+        let id = DiskId::from_u128((self.draw)());
+        let record = DiskRecord {
+            disk: Disk {
+                id,
+                node: name.clone(),
+                pool: spec.name.clone(),
+                extents: Extents::ZERO,
+                extent_size: spec.extent_size,
+                logical_block: device.logical_block,
+                physical_block: device.physical_block,
+                class: device.class,
+                state: DiskState::Claimed,
+                health: Health::Good,
+                domain: self.nodes.get(name).map(|n| n.domain()).unwrap_or_default(),
+                reserve: spec.extent_size.extents_round_down(spec.reserve),
+            },
+            device_id,
+            path: device.path.clone(),
+            epoch: Epoch::ZERO.next(),
+            clean_through: Extents::ZERO,
+            fresh: None,
+        };
+        tracing::info!(disk = %id, k8s_node = %name, path = device.path, pool = %spec.name, "device is being claimed");
+        self.disks.insert(id, DiskSlot::new(record.clone(), None));
+        self.write_disk(id, Some(record), Cause::Claim);
+        id
+    }
+
+    /// A device with a label of ours: the disk that it names, wherever it is.
+    fn consider_labelled(
+        &mut self,
+        name: &NodeName,
+        id: &str,
+        device: &Device,
+        disk: DiskId,
+        pool: &str,
+    ) -> Result<DiskId, String> {
+        let Some(slot) = self.disks.get(&disk) else {
+            return Err(format!("is labelled as disk {disk} of pool {pool}, which is not on record here"));
+        };
+        let on = slot.record.disk.node.clone();
+        if on == *name {
+            return Ok(disk);
+        }
+        let there = self.nodes.get(&on).is_some_and(|n| {
+            let same = |d: &Device| matches!(&d.content, Content::Weir { disk: x, .. } if *x == disk);
+            n.devices.values().any(same)
+        });
+        if there || (self.alive(&on) && self.nodes.get(&on).is_some_and(|n| !n.has_session())) {
+            return Err(format!("is labelled as disk {disk}, which node {on} has as well: neither is moved"));
+        }
+        if let Some(s) = self.disks.get_mut(&disk) {
+            s.moved = Some((name.clone(), id.to_owned(), device.path.clone()));
+        }
+        Ok(disk)
+    }
+
+    /// Takes in what a node says of a disk.
+    pub(super) fn note_disk(&mut self, name: &NodeName, seen: DiskSeen) -> Option<DiskId> {
+        let id = seen.disk;
+        let slot = self.disks.get_mut(&id).filter(|s| s.record.disk.node == *name)?;
+        slot.seen = Some(seen);
+        Some(id)
+    }
+
+    /// Takes in that the wipe of a fresh stretch is done.
+    pub(super) fn note_fresh(&mut self, w: &WipeSeen) -> bool {
+        let Some(s) = self.disks.get_mut(&w.disk) else { return false };
+        let ours = w.done && s.record.fresh.as_ref().is_some_and(|f| f.wipe == w.wipe);
+        if ours {
+            s.wiped = Some(w.wipe);
+        }
+        ours
+    }
+
+    /// Does what can be done about a disk now.
+    pub(super) fn advance_disk(&mut self, id: DiskId) {
+        let Some(s) = self.disks.get(&id) else { return };
+        if s.pending.is_none()
+            && let Some((next, cause)) = self.plan_disk(id)
+        {
+            self.write_disk(id, next, cause);
+        }
+        self.publish_disk(id);
+    }
+
+    /// The record that a disk should have by what has been seen; `None` inside for none at all.
+    fn plan_disk(&mut self, id: DiskId) -> Option<(Option<DiskRecord>, Cause)> {
+        let wipe = self.draw_wipe();
+        let s = self.disks.get(&id)?;
+        let mut next = s.record.clone();
+        if let Some((node, device_id, path)) = s.moved.clone() {
+            next.disk.domain = self.nodes.get(&node).map(|n| n.domain()).unwrap_or_default();
+            (next.disk.node, next.device_id, next.path) = (node, device_id, path);
+            next.epoch = next.epoch.next();
+            return Some((Some(next), Cause::Disk));
+        }
+        if s.record.disk.state == DiskState::Released {
+            let erased = s.seen.as_ref().is_some_and(|d| d.condition == Some(Condition::Released));
+            return erased.then_some((None, Cause::Disk));
+        }
+        if let Some(seen) = &s.seen {
+            self.take_condition(&mut next, seen);
+        }
+        if next != s.record {
+            next.epoch = next.epoch.next();
+            return Some((Some(next), Cause::Disk));
+        }
+        let trusted = self.specs.get(&next.disk.pool).is_some_and(|p| p.fresh_disks == FreshDisks::Trust);
+        let served = next.disk.state.takes_new_data() && !next.disk.extents.is_zero();
+        let done = next.fresh.as_ref().filter(|f| s.wiped == Some(f.wipe)).cloned();
+        if let Some(f) = done {
+            next.clean_through =
+                f.runs.iter().fold(next.clean_through, |at, r| at.max(r.first.plus(r.count)));
+            next.fresh = None;
+        }
+        if next.fresh.is_none() && served {
+            if trusted {
+                next.clean_through = next.disk.extents;
+            }
+            let chunk =
+                next.disk.extent_size.extents_round_down(self.config.fresh_chunk).max(Extents::new(1));
+            next.fresh = next.next_fresh(chunk).map(|r| Retired { wipe, disk: id, runs: vec![r] });
+        }
+        (next != s.record).then_some((Some(next), Cause::Fresh))
+    }
+
+    /// Brings a record's state up to what its node says.
+    fn take_condition(&self, next: &mut DiskRecord, seen: &DiskSeen) {
+        let on = |state: DiskState, e: DiskEvent| state.after(e).unwrap_or(state);
+        let state = next.disk.state;
+        match seen.condition {
+            Some(Condition::Serving) => {
+                let found = on(state, DiskEvent::Found);
+                if found == DiskState::Claimed && !seen.extents.is_zero() {
+                    next.disk.extents = seen.extents;
+                    next.disk.state = on(found, DiskEvent::Labelled);
+                } else if found != DiskState::Claimed {
+                    next.disk.state = found;
+                }
+                next.device_id.clone_from(&seen.device_id);
+                next.path.clone_from(&seen.path);
+            }
+            Some(Condition::Missing) => next.disk.state = on(state, DiskEvent::Lost),
+            Some(Condition::Failed) if state != DiskState::Claimed => next.disk.health = Health::Failing,
+            Some(Condition::Failed | Condition::Released) | None => {}
+        }
+        if !next.disk.extents.is_zero() && !seen.extents.is_zero() && next.disk.extents != seen.extents {
+            tracing::error!(disk = %seen.disk, on_record = %next.disk.extents, seen = %seen.extents,
+                "the disk's size differs from its record: the record stands");
+        }
+    }
+
+    fn write_disk(&mut self, id: DiskId, next: Option<DiskRecord>, cause: Cause) {
+        let Some(s) = self.disks.get_mut(&id) else { return };
+        let expected = s.version;
+        s.pending = Some(Box::new((next.clone(), cause)));
+        let record = next.map(|r| Record::Disk(Box::new(r)));
+        self.write(Write { key: Key::Disk(id), cause, expected, record });
+    }
+
+    pub(super) fn on_disk_written(&mut self, id: DiskId, result: Result<Option<Version>, String>) {
+        let Some(s) = self.disks.get_mut(&id) else { return };
+        let Some(pending) = s.pending.take() else { return };
+        let version = match result {
+            Ok(v) => v,
+            Err(why) => {
+                tracing::warn!(disk = %id, why, "the disk's record was not written; will retry");
+                if s.version.is_none() {
+                    self.disks.remove(&id);
+                } else {
+                    self.arm(self.now.mono + std::time::Duration::from_secs(1), Timer::Disk(id));
+                }
+                return;
+            }
+        };
+        s.version = version;
+        let Some(next) = pending.0 else {
+            self.drop_disk(id);
+            return;
+        };
+        let old = std::mem::replace(&mut s.record, next);
+        if old.disk.node != s.record.disk.node {
+            (s.moved, s.seen) = (None, None);
+            tracing::info!(disk = %id, from = %old.disk.node, to = %s.record.disk.node, "disk moved");
+        }
+        let moved = old.disk.node != s.record.disk.node;
+        if old.disk.state != s.record.disk.state {
+            tracing::info!(disk = %id, from = %old.disk.state, to = %s.record.disk.state, "disk changed state");
+        }
+        self.index_disk(id, &old);
+        if moved {
+            self.rehost(id);
+        }
+        self.advance_disk(id);
+    }
+
+    /// Brings the index up to a disk's new record.
+    fn index_disk(&mut self, id: DiskId, old: &DiskRecord) {
+        let Some(s) = self.disks.get_mut(&id) else { return };
+        let r = &s.record;
+        if r.disk.extents.is_zero() {
+            return;
+        }
+        let cleaned = r.clean_through.saturating_sub(old.clean_through);
+        let done = if !s.indexed {
+            s.indexed = true;
+            // A disk that was not in the index before has nobody's extents on it.
+            self.pool.add_disk(r.disk.clone(), r.free_runs(vec![]))
+        } else {
+            let update = self.pool.update_disk(r.disk.clone());
+            update.and_then(|()| {
+                let run = Run { disk: id, first: old.clean_through, count: cleaned };
+                if cleaned.is_zero() { Ok(()) } else { self.pool.release_runs(&[run]) }
+            })
+        };
+        if let Err(e) = done {
+            tracing::error!(disk = %id, error = %e, "the index does not agree with the disk's record");
+        }
+    }
+
+    fn drop_disk(&mut self, id: DiskId) {
+        let indexed = self.disks.remove(&id).is_some_and(|s| s.indexed);
+        if indexed && let Err(e) = self.pool.remove_disk(id) {
+            tracing::error!(disk = %id, error = %e, "a released disk is still in use");
+        }
+    }
+
+    /// A node's topology changed: its disks stand where it stands.
+    pub(super) fn refresh_domain(&mut self, name: &NodeName) {
+        let domain = self.nodes.get(name).map(|n| n.domain()).unwrap_or_default();
+        let mut changed = Vec::new();
+        for s in self.disks.values_mut().filter(|s| s.record.disk.node == *name) {
+            if s.record.disk.domain != domain {
+                s.record.disk.domain = domain.clone();
+                changed.extend(s.indexed.then(|| s.record.disk.clone()));
+            }
+        }
+        for d in changed {
+            let id = d.id;
+            if let Err(e) = self.pool.update_disk(d) {
+                tracing::error!(disk = %id, error = %e, "the index refused the disk's topology");
+            }
+        }
+    }
+
+    /// Tells the nodes of every volume on the disk where it is now.
+    fn rehost(&mut self, id: DiskId) {
+        let volumes: BTreeSet<VolumeId> = self.pool.owners(id).map(|(v, _)| v).collect();
+        for v in volumes {
+            self.advance(v);
+        }
+    }
+
+    /// Tells a disk's node what to do with it.
+    pub(super) fn publish_disk(&mut self, id: DiskId) {
+        let Some(s) = self.disks.get_mut(&id).filter(|s| s.version.is_some()) else { return };
+        let r = s.record.clone();
+        let node = r.disk.node.clone();
+        let before = s.told.replace(node.clone()).filter(|n| *n != node);
+        if let Some(n) = before {
+            self.node_mut(&n).untell(&GoalKey::Disk(id));
+        }
+        let role = match r.disk.state {
+            DiskState::Claimed | DiskState::Missing { was: LastSeen::Claimed } => DiskRole::Claim,
+            DiskState::Serving | DiskState::Draining | DiskState::Missing { .. } => DiskRole::Serve,
+            DiskState::Released => DiskRole::Release,
+        };
+        let (extent_size, pool) = (r.disk.extent_size, r.disk.pool);
+        let goal = Goal::Disk { epoch: r.epoch, role, device_id: r.device_id, pool, extent_size };
+        self.node_mut(&node).tell(GoalKey::Disk(id), goal);
+        if let Some(f) = r.fresh {
+            let goal = Goal::Wipe { volume: None, runs: f.runs, extent_size };
+            let n = self.node_mut(&node);
+            n.untell_fresh(id, f.wipe);
+            n.tell(GoalKey::Wipe(id, f.wipe), goal);
+        } else {
+            self.node_mut(&node).untell_fresh(id, 0);
+        }
+    }
+}
+
+fn findings(d: &Device) -> String {
+    if d.findings.is_empty() { "something unknown".to_owned() } else { d.findings.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::glob;
+
+    #[test]
+    fn wildcards() {
+        for (p, t, want) in [
+            ("/dev/vd*", "/dev/vdb", true),
+            ("/dev/vd?", "/dev/vdb", true),
+            ("/dev/vd?", "/dev/vdb1", false),
+            ("*", "", true),
+            ("", "", true),
+            ("", "x", false),
+            ("a*b*c", "axxbyyc", true),
+            ("a*b*c", "axxbyy", false),
+            ("*a", "aaab", false),
+        ] {
+            assert_eq!(glob(p, t), want, "{p} {t}");
+        }
+    }
+}

@@ -1,0 +1,303 @@
+//! The way to the core from outside: [`Handle`] for requests, [`Session`] for what a node says. Both send commands to
+//! the owner task. Must not know: what the core does with them.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use pool::{
+    access::Mode,
+    ids::{NodeName, Term, VolumeId},
+    units::Bytes,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    engine::Engine,
+    query::unfit,
+    seen::{Hello, Report},
+    told::{Close, Outbox},
+    volume::{Reply, Request, answer},
+};
+use crate::api::{
+    Api, ApiError, Attached, Capability, Capacity, CreateVolume, Segments, Survey, VolumeInfo, VolumePage,
+};
+
+/// A question to the owner task.
+type Question = Box<dyn FnOnce(&Engine) + Send>;
+
+/// What the owner task is asked to do.
+pub(super) enum Command {
+    Create { request: Box<CreateVolume>, reply: Reply<VolumeInfo> },
+    Delete { id: VolumeId, reply: Reply<()> },
+    Expand { id: VolumeId, required: Bytes, limit: Option<Bytes>, reply: Reply<VolumeInfo> },
+    Attach { id: VolumeId, node: NodeName, capability: Capability, wait: bool, reply: Reply<Attached> },
+    Detach { id: VolumeId, node: Option<NodeName>, wait: bool, reply: Reply<()> },
+    Ask(Question),
+    Open { hello: Box<Hello>, out: Arc<Outbox>, reply: oneshot::Sender<u64> },
+    Heard { node: NodeName, session: u64, report: Option<Box<Report>> },
+    Closed { node: NodeName, session: u64 },
+}
+
+impl Engine {
+    /// Does what is asked.
+    pub(super) fn on_command(&mut self, command: Command) {
+        match command {
+            Command::Create { request, reply } => self.create(*request, reply),
+            Command::Delete { id, reply } => {
+                if self.volumes.contains_key(&id) {
+                    self.ask(id, Request::Delete { reply });
+                } else {
+                    answer(reply, Ok(()));
+                }
+            }
+            Command::Expand { id, required, limit, reply } => {
+                self.ask(id, Request::Expand { required, limit, reply });
+            }
+            Command::Attach { id, node, capability, wait, reply } => {
+                self.attach(id, node, &capability, wait, reply);
+            }
+            Command::Detach { id, node, wait, reply } => {
+                // A volume that does not exist is attached nowhere.
+                if self.volumes.contains_key(&id) {
+                    self.ask(id, Request::Detach { node, wait, reply });
+                } else {
+                    answer(reply, Ok(()));
+                }
+            }
+            Command::Ask(question) => question(self),
+            Command::Open { hello, out, reply } => {
+                let (node, session) = (hello.node.clone(), self.open_session(*hello, out));
+                if reply.send(session).is_err() {
+                    self.close_session(&node, session);
+                }
+            }
+            Command::Heard { node, session, report } => {
+                if !self.is_current(&node, session) {
+                    return;
+                }
+                self.heard(&node);
+                if let Some(report) = report {
+                    self.on_report(&node, *report);
+                }
+            }
+            Command::Closed { node, session } => self.close_session(&node, session),
+        }
+    }
+
+    fn attach(&mut self, id: VolumeId, node: NodeName, c: &Capability, wait: bool, reply: Reply<Attached>) {
+        let Some(v) = self.volumes.get(&id) else {
+            answer(reply, Err(ApiError::NoVolume(id.to_string())));
+            return;
+        };
+        if self.nodes.get(&node).is_none_or(|n| n.record.is_none()) {
+            answer(reply, Err(ApiError::NoNode(node.to_string())));
+            return;
+        }
+        if let Some(why) = unfit(&v.record, c) {
+            answer(reply, Err(ApiError::Invalid(format!("volume {id}: {why}"))));
+            return;
+        }
+        let mode: Mode = c.mode;
+        self.ask(id, Request::Attach { node, mode, wait, reply });
+    }
+
+    /// Ends every session: the controller stops.
+    pub(super) fn close_sessions(&mut self) {
+        for n in self.nodes.values_mut() {
+            n.close(Close::Stopping);
+        }
+    }
+}
+
+/// Why a node gets no session.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The node has obeyed a younger controller.
+    #[error(
+        "node {node} has obeyed a controller of term {seen}; this one is of term {own} and must not command it"
+    )]
+    Outdated {
+        /// The node.
+        node: NodeName,
+        /// What it has seen.
+        seen: Term,
+        /// This controller's.
+        own: Term,
+    },
+    /// The controller stops.
+    #[error("the controller is stopping")]
+    Stopping,
+}
+
+/// The way to the core. Cheap to clone; the core ends when the last one is dropped.
+#[derive(Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    term: Term,
+    heartbeat: Duration,
+    lease: Duration,
+}
+
+fn stopping() -> ApiError {
+    ApiError::Unavailable("the controller is stopping".to_owned())
+}
+
+impl Handle {
+    pub(super) fn new(
+        commands: mpsc::Sender<Command>,
+        term: Term,
+        heartbeat: Duration,
+        lease: Duration,
+    ) -> Self {
+        Self { commands, term, heartbeat, lease }
+    }
+
+    /// This controller's reign.
+    pub fn term(&self) -> Term {
+        self.term
+    }
+
+    /// How often a node has to say something.
+    pub fn heartbeat(&self) -> Duration {
+        self.heartbeat
+    }
+
+    /// For how long a node may be silent.
+    pub fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    async fn request<T>(&self, make: impl FnOnce(Reply<T>) -> Command) -> Result<T, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(make(reply)).await.map_err(|_| stopping())?;
+        answer.await.map_err(|_| stopping())?
+    }
+
+    async fn question<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&Engine) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        self.request(|reply| Command::Ask(Box::new(move |e| answer(reply, Ok(f(e)))))).await
+    }
+
+    /// Opens a session for a node whose identity the caller has checked.
+    pub async fn open(&self, hello: Hello) -> Result<Session, OpenError> {
+        let node = hello.node.clone();
+        if hello.term_seen > self.term {
+            let e = OpenError::Outdated { node, seen: hello.term_seen, own: self.term };
+            tracing::error!(error = %e, "another controller commands this node");
+            return Err(e);
+        }
+        let out = Arc::new(Outbox::default());
+        let (reply, id) = oneshot::channel();
+        let open = Command::Open { hello: Box::new(hello), out: out.clone(), reply };
+        self.commands.send(open).await.map_err(|_| OpenError::Stopping)?;
+        let id = id.await.map_err(|_| OpenError::Stopping)?;
+        Ok(Session { commands: self.commands.clone(), node, id, out })
+    }
+}
+
+/// A node's session with the core. Dropping it ends it.
+pub struct Session {
+    commands: mpsc::Sender<Command>,
+    node: NodeName,
+    id: u64,
+    out: Arc<Outbox>,
+}
+
+impl Session {
+    /// Where the node's goals come out.
+    pub fn outbox(&self) -> Arc<Outbox> {
+        self.out.clone()
+    }
+
+    /// Hands in what the node said: a report, or a sign of life.
+    pub async fn heard(&self, report: Option<Report>) -> Result<(), OpenError> {
+        let heard =
+            Command::Heard { node: self.node.clone(), session: self.id, report: report.map(Box::new) };
+        self.commands.send(heard).await.map_err(|_| OpenError::Stopping)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let closed = Command::Closed { node: self.node.clone(), session: self.id };
+        // When the core is busy the news can wait: the next session of the node replaces this one anyway.
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.commands.try_send(closed) {
+            tracing::debug!(k8s_node = %self.node, "the end of a session was not noted");
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl Api for Handle {
+    async fn create_volume(&self, request: CreateVolume) -> Result<VolumeInfo, ApiError> {
+        self.request(|reply| Command::Create { request: Box::new(request), reply }).await
+    }
+
+    async fn delete_volume(&self, id: VolumeId) -> Result<(), ApiError> {
+        self.request(|reply| Command::Delete { id, reply }).await
+    }
+
+    async fn volume(&self, id: VolumeId) -> Result<VolumeInfo, ApiError> {
+        self.question(move |e| e.one(id)).await?
+    }
+
+    async fn volumes(&self, max: usize, token: &str) -> Result<VolumePage, ApiError> {
+        let token = token.to_owned();
+        self.question(move |e| e.page(max, &token)).await?
+    }
+
+    async fn capacity(
+        &self,
+        parameters: BTreeMap<String, String>,
+        at: Option<Segments>,
+    ) -> Result<Capacity, ApiError> {
+        self.question(move |e| e.capacity(parameters, at)).await?
+    }
+
+    async fn validate(
+        &self,
+        id: VolumeId,
+        capabilities: Vec<Capability>,
+        parameters: BTreeMap<String, String>,
+    ) -> Result<Option<String>, ApiError> {
+        self.question(move |e| e.validate(id, &capabilities, parameters)).await?
+    }
+
+    async fn expand(
+        &self,
+        id: VolumeId,
+        required: Bytes,
+        limit: Option<Bytes>,
+    ) -> Result<VolumeInfo, ApiError> {
+        self.request(|reply| Command::Expand { id, required, limit, reply }).await
+    }
+
+    async fn attach(
+        &self,
+        id: VolumeId,
+        node: NodeName,
+        capability: Capability,
+        wait: bool,
+    ) -> Result<Attached, ApiError> {
+        self.request(|reply| Command::Attach { id, node, capability, wait, reply }).await
+    }
+
+    async fn detach(&self, id: VolumeId, node: Option<NodeName>, wait: bool) -> Result<(), ApiError> {
+        self.request(|reply| Command::Detach { id, node, wait, reply }).await
+    }
+
+    async fn ready(&self) -> Result<(), String> {
+        self.question(|_| ()).await.map_err(|e| e.to_string())
+    }
+
+    async fn survey(&self) -> Survey {
+        match self.question(Engine::survey).await {
+            Ok(s) => s,
+            Err(e) => {
+                tracing::warn!(error = %e, "no survey");
+                Survey { term: self.term.get(), ..Survey::default() }
+            }
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Nodes: sessions, leases, and what they report. Must not know: what follows from it (`steps`, `disks`).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use pool::{
+    access::{Gone, Place},
+    disk::{Domain, NODE_KEY},
+    goals::ExportState,
+    ids::{DiskId, NodeName, VolumeId},
+    record::{Key, NodeRecord, Record},
+};
+
+use super::{
+    engine::{Engine, Timer, Write},
+    seen::{Attachment, Device, Hello, Report},
+    told::{Close, Goal, GoalKey, Outbox},
+};
+use crate::{fault::Cause, store::Version};
+
+/// A node in the core's memory.
+pub(super) struct Node {
+    /// The newest word on it; `None` for a node that others' records name and that has never reported.
+    pub(super) record: Option<NodeRecord>,
+    /// The stored version, of what may be an older word.
+    version: Option<Version>,
+    /// The word that is being written.
+    writing: Option<NodeRecord>,
+    /// When it last said something.
+    pub(super) last: Duration,
+    /// Whether its lease runs.
+    pub(super) alive: bool,
+    boot_id: String,
+    session: Option<(u64, Arc<Outbox>)>,
+    /// Devices it has reported in this session.
+    pub(super) devices: BTreeMap<String, Device>,
+    /// Why devices are not part of a pool.
+    pub(super) unclaimed: BTreeMap<String, String>,
+    /// Volumes that have to do with it.
+    pub(super) volumes: BTreeSet<VolumeId>,
+    /// Every goal that stands for it.
+    goals: BTreeMap<GoalKey, Goal>,
+}
+
+impl Node {
+    fn new(last: Duration) -> Self {
+        Self {
+            record: None,
+            version: None,
+            writing: None,
+            last,
+            alive: true,
+            boot_id: String::new(),
+            session: None,
+            devices: BTreeMap::new(),
+            unclaimed: BTreeMap::new(),
+            volumes: BTreeSet::new(),
+            goals: BTreeMap::new(),
+        }
+    }
+
+    /// Sets a goal; the session sends it if it is a new one.
+    pub(super) fn tell(&mut self, key: GoalKey, goal: Goal) {
+        if self.goals.get(&key) == Some(&goal) {
+            return;
+        }
+        if let Some((_, out)) = &self.session {
+            out.put(key.clone(), goal.clone());
+        }
+        self.goals.insert(key, goal);
+    }
+
+    /// Drops a goal: nothing more is asked for.
+    pub(super) fn untell(&mut self, key: &GoalKey) {
+        self.goals.remove(key);
+        if let Some((_, out)) = &self.session {
+            out.withdraw(key);
+        }
+    }
+
+    /// Drops the goals for wipes of fresh stretches of a disk other than `wipe`.
+    pub(super) fn untell_fresh(&mut self, disk: DiskId, wipe: u64) {
+        let range = GoalKey::Wipe(disk, 0)..=GoalKey::Wipe(disk, u64::MAX);
+        let fresh = |(k, g): (&GoalKey, &Goal)| match g {
+            Goal::Wipe { volume: None, .. } if *k != GoalKey::Wipe(disk, wipe) => Some(k.clone()),
+            Goal::Wipe { .. } | Goal::Disk { .. } | Goal::Export { .. } | Goal::Attachment { .. } => None,
+        };
+        let old: Vec<_> = self.goals.range(range).filter_map(fresh).collect();
+        for k in old {
+            self.untell(&k);
+        }
+    }
+
+    /// Whether it has a session now.
+    pub(super) fn has_session(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// Ends its session.
+    pub(super) fn close(&mut self, why: Close) {
+        if let Some((_, out)) = self.session.take() {
+            out.close(why);
+        }
+    }
+
+    /// Its topology.
+    pub(super) fn domain(&self) -> Domain {
+        self.record.as_ref().map(|r| r.domain.clone()).unwrap_or_default()
+    }
+
+    /// Where its exports are reached.
+    pub(super) fn address(&self) -> (String, u32) {
+        self.record.as_ref().map(|r| (r.address.clone(), r.port)).unwrap_or_default()
+    }
+}
+
+impl Engine {
+    /// The node, made known if it was not: from then on its lease runs.
+    pub(super) fn node_mut(&mut self, name: &NodeName) -> &mut Node {
+        if !self.nodes.contains_key(name) {
+            self.arm(self.now.mono + self.config.lease, Timer::Lease(name.clone()));
+        }
+        self.nodes.entry(name.clone()).or_insert_with(|| Node::new(self.now.mono))
+    }
+
+    /// Takes a node's record at start.
+    pub(super) fn load_node(&mut self, record: NodeRecord, version: Version) {
+        let n = self.node_mut(&record.name.clone());
+        n.record = Some(record);
+        n.version = Some(version);
+    }
+
+    /// Opens a session: the node gets every goal that stands for it.
+    pub(super) fn open_session(&mut self, hello: Hello, out: Arc<Outbox>) -> u64 {
+        self.next_session += 1;
+        let session = self.next_session;
+        let name = hello.node.clone();
+        let mut labels = hello.topology;
+        labels.remove(NODE_KEY);
+        let record = NodeRecord {
+            name: name.clone(),
+            domain: Domain::new(labels),
+            address: hello.address,
+            port: hello.port,
+        };
+        let n = self.node_mut(&name);
+        n.close(Close::Replaced);
+        let rebooted = !n.boot_id.is_empty() && n.boot_id != hello.boot_id;
+        n.boot_id = hello.boot_id;
+        n.devices.clear();
+        out.fill(n.goals.clone());
+        n.session = Some((session, out));
+        let known = n.record.as_ref() == Some(&record) && n.version.is_some();
+        tracing::info!(k8s_node = %name, session, rebooted, plugin = hello.version, "session opened");
+        self.heard(&name);
+        if !known {
+            self.node_mut(&name).record = Some(record);
+            self.write_node(&name);
+            self.refresh_domain(&name);
+            self.advance_all_of(&name);
+        }
+        session
+    }
+
+    /// Whether the session is the node's current one; its messages count only then.
+    pub(super) fn is_current(&self, name: &NodeName, session: u64) -> bool {
+        let n = self.nodes.get(name).and_then(|n| n.session.as_ref());
+        n.is_some_and(|(s, _)| *s == session)
+    }
+
+    /// Notes the end of a session. The node is not dead for it: its lease decides.
+    pub(super) fn close_session(&mut self, name: &NodeName, session: u64) {
+        if self.is_current(name, session)
+            && let Some(n) = self.nodes.get_mut(name)
+        {
+            n.session = None;
+            tracing::info!(k8s_node = %name, session, "session ended");
+        }
+    }
+
+    /// The node said something.
+    pub(super) fn heard(&mut self, name: &NodeName) {
+        let (now, lease) = (self.now.mono, self.config.lease);
+        let n = self.node_mut(name);
+        n.last = now;
+        if n.alive {
+            return;
+        }
+        n.alive = true;
+        self.arm(now + lease, Timer::Lease(name.clone()));
+        tracing::info!(k8s_node = %name, "node is back");
+        self.advance_all_of(name);
+    }
+
+    pub(super) fn check_lease(&mut self, name: &NodeName) {
+        let (now, lease) = (self.now.mono, self.config.lease);
+        let Some(n) = self.nodes.get_mut(name).filter(|n| n.alive) else { return };
+        if now < n.last + lease {
+            let at = n.last + lease;
+            self.arm(at, Timer::Lease(name.clone()));
+            return;
+        }
+        n.alive = false;
+        tracing::warn!(k8s_node = %name, "node has not been heard of for {lease:?}: taken for dead");
+        self.advance_all_of(name);
+    }
+
+    fn advance_all_of(&mut self, name: &NodeName) {
+        let volumes = self.nodes.get(name).map(|n| n.volumes.clone()).unwrap_or_default();
+        for v in volumes {
+            self.advance(v);
+        }
+    }
+
+    /// For how long the node has not been heard of, for people.
+    pub(super) fn silence(&self, name: &NodeName) -> String {
+        match self.nodes.get(name) {
+            Some(n) => format!("{} s", self.now.mono.saturating_sub(n.last).as_secs()),
+            None => "ever".to_owned(),
+        }
+    }
+
+    /// Begins to write the newest word on a node, unless a write is under way: that one's end looks again.
+    fn write_node(&mut self, name: &NodeName) {
+        let Some(n) = self.nodes.get_mut(name).filter(|n| n.writing.is_none()) else { return };
+        n.writing = n.record.clone();
+        let expected = n.version;
+        let record = n.record.clone().map(|r| Record::Node(Box::new(r)));
+        self.write(Write { key: Key::Node(name.clone()), cause: Cause::Node, expected, record });
+    }
+
+    pub(super) fn on_node_written(&mut self, name: &NodeName, result: Result<Option<Version>, String>) {
+        let Some(n) = self.nodes.get_mut(name) else { return };
+        let written = n.writing.take();
+        match result {
+            Ok(version) => {
+                n.version = version;
+                if written != n.record {
+                    self.write_node(name);
+                }
+            }
+            // The node's next session tries again; until then memory knows better than the store.
+            Err(why) => tracing::warn!(k8s_node = %name, why, "the node's record was not written"),
+        }
+    }
+
+    /// Takes in what a node reports.
+    pub(super) fn on_report(&mut self, name: &NodeName, report: Report) {
+        let mut touched = BTreeSet::new();
+        if report.full {
+            self.forget_seen(name, &mut touched);
+        }
+        for (id, device) in report.devices {
+            let n = self.node_mut(name);
+            match device {
+                Some(d) => drop(n.devices.insert(id, d)),
+                None => drop(n.devices.remove(&id)),
+            }
+        }
+        for a in report.attachments {
+            let gone = match a.state {
+                Some(Attachment::Absent) => Some(Gone::Absent),
+                Some(Attachment::Fenced) => Some(Gone::Fenced),
+                Some(Attachment::Guarded | Attachment::Open) | None => None,
+            };
+            let Some(v) = self.volumes.get_mut(&a.volume) else {
+                tracing::warn!(k8s_node = %name, volume = %a.volume, "attachment of a volume that is not on record: left alone");
+                continue;
+            };
+            v.live.confirmed.note(name, Place::Device, a.epoch, gone);
+            touched.insert(a.volume);
+            v.live.attachments.insert(name.clone(), a);
+        }
+        for e in report.exports {
+            let gone = match e.state {
+                Some(ExportState::Absent) => Some(Gone::Absent),
+                Some(ExportState::Fenced) => Some(Gone::Fenced),
+                Some(ExportState::Serving) | None => None,
+            };
+            let hosted = self.disks.get(&e.disk).is_some_and(|d| d.record.disk.node == *name);
+            let Some(v) = self.volumes.get_mut(&e.volume).filter(|_| hosted) else {
+                tracing::warn!(k8s_node = %name, volume = %e.volume, disk = %e.disk, "export that is not on record: left alone");
+                continue;
+            };
+            v.live.confirmed.note(&e.consumer, Place::Export(e.disk), e.epoch, gone);
+            touched.insert(e.volume);
+            v.live.exports.insert((e.disk, e.consumer.clone()), e);
+        }
+        let mut disks = BTreeSet::new();
+        for w in report.wipes {
+            match self.wipes.get(&(w.disk, w.wipe)) {
+                Some(id) if w.done => {
+                    if let Some(v) = self.volumes.get_mut(id) {
+                        v.live.wiped.insert((w.disk, w.wipe));
+                        touched.insert(*id);
+                    }
+                }
+                Some(_) | None => {
+                    if self.note_fresh(&w) {
+                        disks.insert(w.disk);
+                    }
+                }
+            }
+            if !w.done && !w.reason.is_empty() {
+                tracing::warn!(k8s_node = %name, disk = %w.disk, wipe = w.wipe, why = w.reason, "a wipe does not go on");
+            }
+        }
+        for d in report.disks {
+            if let Some(id) = self.note_disk(name, d) {
+                disks.insert(id);
+            }
+        }
+        disks.extend(self.consider_devices(name));
+        for d in disks {
+            self.advance_disk(d);
+        }
+        for v in touched {
+            self.advance(v);
+        }
+    }
+
+    /// A full report replaces everything that the node had said in earlier sessions, except what it has confirmed to
+    /// be gone: that stays gone.
+    fn forget_seen(&mut self, name: &NodeName, touched: &mut BTreeSet<VolumeId>) {
+        let n = self.node_mut(name);
+        n.devices.clear();
+        let volumes = n.volumes.clone();
+        for id in volumes {
+            let Some(v) = self.volumes.get_mut(&id) else { continue };
+            let disks = &self.disks;
+            v.live.attachments.remove(name);
+            v.live.exports.retain(|(d, _), _| disks.get(d).is_none_or(|s| s.record.disk.node != *name));
+            touched.insert(id);
+        }
+    }
+}
