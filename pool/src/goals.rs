@@ -1,6 +1,10 @@
 //! What nodes are told about a volume: a pure function of its record and of what has been confirmed. A goal carries
 //! the record's epoch; a node brings it about and says so under that epoch.
 //!
+//! Goals may be sent only from a record that no deposed controller can change any more: its store refuses those, or
+//! the sender has put its own term on the record first. Otherwise a node that forgot its epochs (its plugin was
+//! restarted) could be told what the record has left behind already.
+//!
 //! A goal that is not given means "leave it as it is", never "take it away": taking away is always said (`Absent`).
 //!
 //! Must not know: how goals travel, what a node has to do for one.

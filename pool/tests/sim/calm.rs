@@ -16,6 +16,7 @@ impl World {
     /// Ends all faults and sees that everything converges; then uses, empties and deletes every volume.
     pub(crate) fn calm(&mut self) -> Checked {
         self.say(|| "calm".into());
+        self.chaotic = false;
         for n in 0..self.nodes.len() {
             self.heal(n);
         }

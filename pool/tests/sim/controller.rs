@@ -1,6 +1,10 @@
 //! The controllers and their store. Each controller runs `AccessState::on` and `plan_goals` over its own copy of
-//! the records; confirmations, leases and what was sent are its memory and die with it. The store compares and
-//! swaps single records, and refuses whoever is no longer the active one.
+//! the records; confirmations, leases and what was sent are its memory and die with it.
+//!
+//! The store compares and swaps single records. In every second world it refuses whoever is no longer the active
+//! controller. In the others it looks at the version only, as Kubernetes does, so that a deposed controller can
+//! still change what its successor has not changed yet. There a controller tells nobody anything about a record
+//! before it has put its own term on it, and never touches one with a later term.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -28,6 +32,8 @@ pub(crate) struct Record {
     pub(crate) access: AccessState,
     pub(crate) map: Rc<Map>,
     pub(crate) sharing: Sharing,
+    /// The controller that wrote it last.
+    pub(crate) term: u64,
     /// The volume is being deleted: disks whose extents are still to be wiped.
     pub(crate) deleting: Option<Vec<D>>,
 }
@@ -42,13 +48,17 @@ pub(crate) struct Versioned {
 pub(crate) struct Store {
     pub(crate) records: BTreeMap<V, Versioned>,
     pub(crate) term: u64,
-    versions: u64,
+    /// Refuses deposed controllers.
+    pub(crate) fenced: bool,
+    pub(crate) versions: u64,
 }
 
 impl Store {
     /// Replaces the record if `version` is still the newest (`None`: there is none yet). `None`: refused.
     fn swap(&mut self, term: u64, v: V, version: Option<u64>, to: Option<Record>) -> Option<u64> {
-        if term != self.term || self.records.get(&v).map(|r| r.version) != version {
+        // Making a volume takes extents that no record names yet: only the active controller may, in any store.
+        let deposed = (self.fenced || version.is_none()) && term != self.term;
+        if deposed || self.records.get(&v).map(|r| r.version) != version {
             return None;
         }
         self.versions += 1;
@@ -141,6 +151,7 @@ impl World {
 
     /// Writes a record, and only then takes it for true.
     fn write(&mut self, c: u64, v: V, to: Record) -> Checked<bool> {
+        let to = Record { term: c, ..to };
         let version = self.controllers[&c].records.get(&v).map(|r| r.version);
         let done = self.store.swap(c, v, version, Some(to.clone()));
         let keeps = self.broken(Mutation::GoalsWithoutRecord);
@@ -156,9 +167,16 @@ impl World {
                 Ok(true)
             }
             None => {
-                self.cov.hit("controller: a deposed one could not record");
                 if let Some(r) = ctl.records.get_mut(&v).filter(|_| keeps) {
                     r.record = to;
+                } else if self.store.fenced {
+                    self.cov.hit("controller: a deposed one could not record");
+                } else {
+                    self.cov.hit("controller: somebody else had changed the record");
+                    match self.store.records.get(&v) {
+                        Some(r) => ctl.records.insert(v, r.clone()),
+                        None => ctl.records.remove(&v),
+                    };
                 }
                 Ok(false)
             }
@@ -166,10 +184,21 @@ impl World {
     }
 
     /// Lets an event happen to a volume in the eyes of controller `c`. `None`: it is unknown to it, or it could
-    /// not be recorded.
+    /// not be recorded. Where somebody else had changed the record, the event is looked at again in its light:
+    /// a node says things once.
     pub(crate) fn event(&mut self, c: u64, v: V, e: &Event) -> Checked<Option<Result<(), Refusal>>> {
+        match self.event_once(c, v, e)? {
+            None if !self.store.fenced => self.event_once(c, v, e),
+            done => Ok(done),
+        }
+    }
+
+    fn event_once(&mut self, c: u64, v: V, e: &Event) -> Checked<Option<Result<(), Refusal>>> {
         let Some(ctl) = self.controllers.get(&c) else { return Ok(None) };
         let Some(r) = ctl.records.get(&v).filter(|r| r.record.deleting.is_none()) else { return Ok(None) };
+        if self.adopts() && r.record.term > c {
+            return Ok(None);
+        }
         let record = r.record.clone();
         let disks = self.hosts(&record.map);
         let now = self.now;
@@ -269,10 +298,33 @@ impl World {
         c
     }
 
+    /// Whether terms on records stand in for a store that knows who is active.
+    fn adopts(&self) -> bool {
+        !self.store.fenced && !self.broken(Mutation::RecordsNotAdopted)
+    }
+
+    /// Puts the term of `c` on the records that it has only read so far.
+    fn adopt(&mut self, c: u64) -> Checked {
+        let Some(ctl) = self.controllers.get(&c) else { return Ok(()) };
+        let all: Vec<V> = ctl.records.iter().filter(|(_, r)| r.record.term < c).map(|(v, _)| *v).collect();
+        for v in all {
+            let Some(r) = self.controllers.get(&c).and_then(|x| x.records.get(&v)) else { continue };
+            let record = r.record.clone();
+            if self.write(c, v, record)? {
+                self.cov.hit("controller: adopted a record");
+            }
+        }
+        Ok(())
+    }
+
     /// What a node said reaches a controller.
     pub(crate) fn hear(&mut self, c: u64, n: N, said: &[Seen]) -> Checked {
         let now = self.now;
         for s in said {
+            if self.rng.one_in(400) && self.active() == Some(c) && self.chaotic {
+                self.cov.hit("fault: controller crashed within a message");
+                self.end_controller(c);
+            }
             let Some(ctl) = self.controllers.get_mut(&c) else { return Ok(()) };
             ctl.heard[n] = now;
             match s {
@@ -309,35 +361,54 @@ impl World {
     }
 
     fn wiped(&mut self, c: u64, v: V, disk: D) -> Checked {
-        let Some(r) = self.controllers.get(&c).and_then(|x| x.records.get(&v)) else { return Ok(()) };
-        let (version, mut to) = (r.version, r.record.clone());
-        let Some(left) = &mut to.deleting else { return Ok(()) };
-        left.retain(|d| *d != disk);
-        if left.is_empty() { self.remove(c, v, version) } else { self.write(c, v, to).map(|_| ()) }
-    }
-
-    fn remove(&mut self, c: u64, v: V, version: u64) -> Checked {
-        if self.store.swap(c, v, Some(version), None).is_some() {
-            self.cov.hit("volume: deleted, its extents are free");
-            self.say(|| format!("c{c} v{v} is gone"));
-            self.oracle.freed(v)?;
-            if let Some(ctl) = self.controllers.get_mut(&c) {
-                ctl.records.remove(&v);
-            }
+        if !self.wiped_once(c, v, disk)? && !self.store.fenced {
+            self.wiped_once(c, v, disk)?;
         }
         Ok(())
     }
 
+    /// The record of `v`, if `c` may change it.
+    fn own(&self, c: u64, v: V) -> Option<&Versioned> {
+        let r = self.controllers.get(&c)?.records.get(&v)?;
+        (!self.adopts() || r.record.term <= c).then_some(r)
+    }
+
+    fn wiped_once(&mut self, c: u64, v: V, disk: D) -> Checked<bool> {
+        let Some(r) = self.own(c, v) else { return Ok(true) };
+        let (version, mut to) = (r.version, r.record.clone());
+        let Some(left) = &mut to.deleting else { return Ok(true) };
+        left.retain(|d| *d != disk);
+        if left.is_empty() { self.remove(c, v, version) } else { self.write(c, v, to) }
+    }
+
+    fn remove(&mut self, c: u64, v: V, version: u64) -> Checked<bool> {
+        let done = self.store.swap(c, v, Some(version), None).is_some();
+        if done {
+            self.cov.hit("volume: deleted, its extents are free");
+            self.say(|| format!("c{c} v{v} is gone"));
+            self.oracle.freed(v)?;
+        }
+        let now = self.store.records.get(&v).cloned();
+        if let Some(ctl) = self.controllers.get_mut(&c) {
+            match now.filter(|_| !self.store.fenced) {
+                Some(r) => ctl.records.insert(v, r),
+                None if done || !self.store.fenced => ctl.records.remove(&v),
+                None => None,
+            };
+        }
+        Ok(done)
+    }
+
     /// Deletes a volume if it is idle: the record says so first, wipes follow from it.
     pub(crate) fn delete(&mut self, c: u64, v: V) -> Checked {
-        let Some(r) = self.controllers.get(&c).and_then(|x| x.records.get(&v)) else { return Ok(()) };
+        let Some(r) = self.own(c, v) else { return Ok(()) };
         let (version, mut to) = (r.version, r.record.clone());
         let rash = self.broken(Mutation::DeleteUnderADevice) && to.access.access == Access::Detached;
         if to.deleting.is_some() || !(to.access.is_idle() || rash) {
             return Ok(());
         }
         if self.broken(Mutation::FreeBeforeWipe) {
-            return self.remove(c, v, version);
+            return self.remove(c, v, version).map(|_| ());
         }
         to.deleting = Some(to.map.disks().into_iter().map(disk_number).collect());
         self.say(|| format!("c{c} v{v} is to be deleted"));
@@ -346,9 +417,16 @@ impl World {
 
     /// The goals for node `n` that have not been said on its session.
     pub(crate) fn unsaid(&mut self, c: u64, n: N) -> Checked<Option<Goals>> {
+        if self.adopts() {
+            self.adopt(c)?;
+        }
+        let adopts = self.adopts();
         let Some(ctl) = self.controllers.get(&c) else { return Ok(None) };
         let mut news: Vec<(V, Vec<Goal>)> = vec![];
         for (v, r) in &ctl.records {
+            if adopts && r.record.term != c {
+                continue;
+            }
             let goals = self.plan(ctl, *v, &r.record, n)?;
             if ctl.sent.get(&(n, *v)).map_or(&[][..], |g| g) != goals {
                 news.push((*v, goals));
@@ -454,7 +532,8 @@ impl World {
         self.next_volume += 1;
         let v = self.next_volume;
         self.say(|| format!("c{c} v{v} {sharing:?} on {:?}", places(&map)));
-        let record = Record { access: AccessState::default(), map: Rc::new(map), sharing, deleting: None };
+        let record =
+            Record { access: AccessState::default(), map: Rc::new(map), sharing, term: c, deleting: None };
         self.write(c, v, record).map(|_| ())
     }
 

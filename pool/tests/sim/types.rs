@@ -131,10 +131,12 @@ pub(crate) enum Mutation {
     DeleteUnderADevice,
     /// Extents are free before their wipe was reported.
     FreeBeforeWipe,
+    /// The store looks at versions only, and goals are sent about records that were only read.
+    RecordsNotAdopted,
 }
 
 impl Mutation {
-    pub(crate) const ALL: [Mutation; 14] = [
+    pub(crate) const ALL: [Mutation; 15] = [
         Mutation::NodeIgnoresEpochs,
         Mutation::NodeIgnoresTerms,
         Mutation::NodeExportsAtBoot,
@@ -149,6 +151,7 @@ impl Mutation {
         Mutation::OwnDiskTooEarly,
         Mutation::DeleteUnderADevice,
         Mutation::FreeBeforeWipe,
+        Mutation::RecordsNotAdopted,
     ];
 }
 

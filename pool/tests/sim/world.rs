@@ -57,6 +57,8 @@ pub(crate) struct World {
     pub(crate) controllers: BTreeMap<u64, Controller>,
     pub(crate) sessions: Vec<Option<Session>>,
     late: Vec<Late>,
+    /// Faults still happen.
+    pub(crate) chaotic: bool,
     /// How often faults come, against all else: some worlds are calm enough for long stories.
     faults: u32,
     pub(crate) vms: BTreeMap<(V, N), Vm>,
@@ -84,7 +86,11 @@ impl World {
             nodes: (0..nodes).map(|_| Node::new()).collect(),
             oracle: Oracle::new(host_of.len()),
             host_of,
-            store: Store::default(),
+            store: Store {
+                fenced: cfg.seed.is_multiple_of(2) && cfg.mutation != Mutation::RecordsNotAdopted,
+                ..Store::default()
+            },
+            chaotic: true,
             controllers: BTreeMap::new(),
             sessions: (0..nodes).map(|_| None).collect(),
             late: vec![],
