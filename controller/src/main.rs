@@ -1,0 +1,59 @@
+//! weir-controller: allocates volumes, places and attaches them. See `weir-controller --help`.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+use controller::{config::Config, fault::Fault, serve};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tracing_subscriber::EnvFilter;
+
+/// The controller of a Weir pool: decides who gets which extents, and tells the nodes.
+#[derive(Parser)]
+#[command(name = "weir-controller", version)]
+struct Args {
+    /// The configuration file.
+    #[arg(long, default_value = "/etc/weir/controller.yaml")]
+    config: PathBuf,
+    /// Only check the configuration file.
+    #[arg(long)]
+    check_config: bool,
+    /// Write the log as JSON, one object a line.
+    #[arg(long)]
+    log_json: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("weir-controller: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
+    let config = Config::load(&args.config)?;
+    if args.check_config {
+        println!("{}: ok", args.config.display());
+        return Ok(());
+    }
+    let fault = Fault::from_env()?;
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if args.log_json { log.json().init() } else { log.init() }
+
+    let (tx, stop) = watch::channel(false);
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        tx.send_replace(true);
+    });
+    serve::run(config, fault, stop).await?;
+    Ok(())
+}
