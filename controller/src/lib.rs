@@ -7,6 +7,7 @@ pub mod config;
 pub mod core;
 pub mod csi;
 pub mod fault;
+pub mod serve;
 pub mod session;
 pub mod store;
 pub mod tls;

@@ -46,7 +46,11 @@ async fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     let fault = Fault::from_env()?;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if args.log_json { log.json().init() } else { log.init() }
+    if args.log_json {
+        log.json().init()
+    } else {
+        log.init()
+    }
 
     let (tx, stop) = watch::channel(false);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -17,7 +17,7 @@ use tonic::{
     metadata::MetadataMap,
     transport::{
         Server,
-        server::{TcpConnectInfo, TlsConnectInfo, TcpIncoming},
+        server::{TcpConnectInfo, TcpIncoming, TlsConnectInfo},
     },
 };
 
@@ -71,7 +71,9 @@ impl Identify for ByCertificate {
         let certs = connection.get::<TlsConnectInfo<TcpConnectInfo>>().and_then(TlsConnectInfo::peer_certs);
         match tls::peer_nodes(certs).into_iter().next() {
             Some(n) => Ok(Some(n)),
-            None => Err(Status::unauthenticated("the certificate names no node: its common name must be the node's")),
+            None => Err(Status::unauthenticated(
+                "the certificate names no node: its common name must be the node's",
+            )),
         }
     }
 }
