@@ -1,6 +1,6 @@
 //! weir-controller: allocates volumes, places and attaches them. See `weir-controller --help`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use controller::{config::Config, fault::Fault, serve};
@@ -45,7 +45,10 @@ async fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     }
     let fault = Fault::from_env()?;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     if args.log_json {
         log.json().init()
     } else {
