@@ -3,6 +3,7 @@
 use std::{net::TcpListener, path::Path};
 
 use anyhow::Result;
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 
 use super::Spec;
 use crate::lab::Node;
@@ -26,23 +27,79 @@ impl Ports {
 }
 
 pub(super) fn controller(spec: &Spec, ports: Ports, dir: &Path) -> String {
+    let tls = dir.join("tls");
     format!(
-        "listen:\n  csi: tcp://127.0.0.1:{}\n  nodes: 127.0.0.1:{}\n\
-         store:\n  path: {}\n\
+        "listen:\n  csi: tcp://127.0.0.1:{csi}\n  nodes: 127.0.0.1:{nodes}\n\
+         tls: {{ca: {tls}/ca.crt, cert: {tls}/controller.crt, key: {tls}/controller.key}}\n\
+         store:\n  path: {store}\n\
          pools:\n- apiVersion: weir.storage/v1alpha1\n  kind: StoragePool\n  metadata:\n    name: default\n  spec:\n    \
-         extentSize: {}\n    devices:\n    - serials: ['weir-*']\n",
-        ports.csi,
-        ports.nodes,
-        dir.join("controller.redb").display(),
-        spec.extent_size
+         extentSize: {extent}\n    freshDisks: {fresh}\n    devices:\n    - serials: ['weir-*']\n",
+        csi = ports.csi,
+        nodes = ports.nodes,
+        tls = tls.display(),
+        store = dir.join("controller.redb").display(),
+        extent = spec.extent_size,
+        fresh = if spec.trust_fresh_disks { "trust" } else { "wipe" },
     )
 }
 
 pub(super) fn node(node: &Node, ports: Ports) -> String {
     format!(
-        "node: {}\ncontroller:\n  endpoint: http://10.0.2.2:{}\ncsi: unix://{NODE_SOCKET}\nstorage:\n  address: {}\n",
+        "node: {}\ncontroller:\n  endpoints: ['https://10.0.2.2:{}']\n  \
+         tls: {{ca: {TLS_DIR}/ca.crt, cert: {TLS_DIR}/node.crt, key: {TLS_DIR}/node.key}}\n\
+         csi:\n  endpoint: unix://{NODE_SOCKET}\nstorage:\n  address: {}\n",
         node.name(),
         ports.nodes,
         node.storage_ip()
     )
+}
+
+/// Where a node keeps its TLS files.
+pub(super) const TLS_DIR: &str = "/etc/weir/tls";
+
+/// The lab's own CA, with a certificate for the controller and one for each node that names it.
+pub(super) struct Pki {
+    ca: rcgen::Certificate,
+    issuer: rcgen::Issuer<'static, KeyPair>,
+}
+
+/// A certificate and its key, PEM.
+pub(super) struct Pair {
+    pub(super) cert: String,
+    pub(super) key: String,
+}
+
+impl Pki {
+    pub(super) fn new() -> Result<Self> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(vec![])?;
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "weir lab");
+        let ca = params.self_signed(&key)?;
+        Ok(Self { ca, issuer: rcgen::Issuer::new(params, key) })
+    }
+
+    pub(super) fn ca(&self) -> String {
+        self.ca.pem()
+    }
+
+    /// For the controller, as nodes and the host reach it.
+    pub(super) fn controller(&self) -> Result<Pair> {
+        self.issue("weir-controller", &["10.0.2.2", "127.0.0.1", "localhost"])
+    }
+
+    /// For the node of this name.
+    pub(super) fn node(&self, name: &str) -> Result<Pair> {
+        self.issue(name, &[])
+    }
+
+    fn issue(&self, name: &str, also: &[&str]) -> Result<Pair> {
+        let key = KeyPair::generate()?;
+        let mut params = CertificateParams::new(also.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())?;
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let cert = params.signed_by(&key, &self.issuer)?;
+        Ok(Pair { cert: cert.pem(), key: key.serialize_pem() })
+    }
 }

@@ -21,7 +21,7 @@ use crate::{
     lab::{
         Background, Forward, Lab, Node,
         process::{self, Lifetime},
-        program,
+        program, state,
     },
     wait,
 };
@@ -44,6 +44,8 @@ pub struct Spec {
     pub extent_size: u64,
     /// Bytes of memory of a node, in MiB.
     pub memory: u32,
+    /// The pool takes blank disks for zeroed, as fresh sparse images are.
+    pub trust_fresh_disks: bool,
     /// The lab outlives this process under this name.
     pub persistent: Option<String>,
 }
@@ -51,7 +53,15 @@ pub struct Spec {
 impl Default for Spec {
     /// Three nodes with one disk of 1 GiB, extents of 4 MiB.
     fn default() -> Self {
-        Self { nodes: 3, disks: 1, disk_size: 1 << 30, extent_size: 4 << 20, memory: 640, persistent: None }
+        Self {
+            nodes: 3,
+            disks: 1,
+            disk_size: 1 << 30,
+            extent_size: 4 << 20,
+            memory: 640,
+            trust_fresh_disks: false,
+            persistent: None,
+        }
     }
 }
 
@@ -60,6 +70,7 @@ pub struct Cluster {
     lab: Lab,
     spec: Spec,
     ports: config::Ports,
+    pki: config::Pki,
     clients: Clients,
     controller: Mutex<Option<Child>>,
     plugins: Mutex<Vec<Option<Background>>>,
@@ -97,10 +108,37 @@ impl Cluster {
         }
         let lab = builder.start()?;
         let ports = config::Ports::pick()?;
+        let pki = config::Pki::new()?;
+        Self::write_controller_tls(&pki, &lab.dir().join("tls"))?;
         let clients = Clients::new(ports.csi)?;
         let plugins = Mutex::new(vec![None; usize::from(spec.nodes)]);
         let forwards = Mutex::new((0..spec.nodes).map(|_| None).collect());
-        Ok(Self { lab, spec, ports, clients, controller: Mutex::new(None), plugins, forwards })
+        Ok(Self { lab, spec, ports, pki, clients, controller: Mutex::new(None), plugins, forwards })
+    }
+
+    fn write_controller_tls(pki: &config::Pki, dir: &Path) -> Result<()> {
+        state::create_private_dir(dir)?;
+        let pair = pki.controller()?;
+        for (name, text) in
+            [("ca.crt", &pki.ca()), ("controller.crt", &pair.cert), ("controller.key", &pair.key)]
+        {
+            state::write_private(&dir.join(name), text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn write_node_files(&self, node: &Node) -> Result<()> {
+        let pair = self.pki.node(&node.name())?;
+        let dir = config::TLS_DIR;
+        for (path, text) in [
+            ("/etc/weir/node.yaml".to_owned(), &config::node(node, self.ports)),
+            (format!("{dir}/ca.crt"), &self.pki.ca()),
+            (format!("{dir}/node.crt"), &pair.cert),
+            (format!("{dir}/node.key"), &pair.key),
+        ] {
+            node.write_file(&path, text.as_bytes())?;
+        }
+        Ok(())
     }
 
     /// The lab below.
@@ -193,7 +231,7 @@ impl Cluster {
     /// It did not come up; with the end of its log.
     pub fn start_plugin(&self, n: u8, crash_at: Option<&str>) -> Result<()> {
         let node = self.node(n);
-        node.write_file("/etc/weir/node.yaml", config::node(node, self.ports).as_bytes())?;
+        self.write_node_files(node)?;
         let env = crash_at.map_or(String::new(), |at| format!("WEIR_CRASH_AT={at} "));
         let command = format!("env {env}RUST_LOG=info /lab/bin/weir-node --config /etc/weir/node.yaml");
         let running = node.spawn("weir-node", &command)?;
