@@ -1,4 +1,7 @@
 //! The node plugin: claims disks, builds device stacks, exports and imports slices, serves the CSI Node service.
 
+pub mod agent;
+pub mod convert;
 pub mod disks_api;
+pub mod session;
 pub mod volumes_api;

@@ -8,10 +8,12 @@
 //! know: volumes, multipath above.
 
 mod connect;
+mod list;
 mod observe;
 mod sockets;
 
 pub use connect::{ConnectOptions, Connected};
+pub use list::ListedNamespace;
 pub use observe::{BlockNamespace, Controller, ControllerState, Waited};
 pub use sockets::drop_sockets;
 

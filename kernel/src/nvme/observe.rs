@@ -183,7 +183,7 @@ fn read_controller(dir: &Path, name: &str) -> Result<Controller, AttrError> {
     })
 }
 
-fn read_namespace(dir: &Path, name: &str) -> Result<Option<BlockNamespace>, AttrError> {
+pub(super) fn read_namespace(dir: &Path, name: &str) -> Result<Option<BlockNamespace>, AttrError> {
     if sysfs::read(&dir.join("hidden"))? != "0" {
         return Ok(None);
     }

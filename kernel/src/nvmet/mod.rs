@@ -12,6 +12,7 @@
 
 mod ensure;
 mod observe;
+mod resize;
 
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,127 @@
+//! The legs of a volume: a multipath device above each imported slice. They are looked after apart from the top,
+//! because a swap of the top can wait for I/O that only a leg's path can let go on.
+//!
+//! Invariants: a leg queues while it has no path, except when its volume is to go. A leg is never made shorter and
+//! never removed here.
+//!
+//! Must not know: what stands on the legs.
+
+use std::collections::BTreeMap;
+
+use kernel::{
+    DevNo,
+    dm::{Table, Target as Kt},
+};
+use pool::{ids::DiskId, names::DmRole, units::Sectors};
+
+use super::plan::{Input, Seen, lookup, wanted};
+use crate::agent::resolve::resolve;
+use pool::goals::Role;
+
+/// One act on a leg.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LegAct {
+    /// Make it, lengthen it, or put it on another path.
+    Set(DmRole, Table),
+    /// Drop a preloaded table.
+    Clear(DmRole),
+    /// Try its path again.
+    Reinstate(DmRole, DevNo),
+    /// Fail what it queues.
+    FailQueued(DmRole),
+}
+
+/// Whether each path of each leg works, where that is known.
+pub type Paths = BTreeMap<DiskId, Vec<(DevNo, bool)>>;
+
+/// Everything to be done to the legs now. `reinstate` allows trying failed paths again: not at every look, or a path
+/// that fails at once would be tried without end.
+pub fn plan_legs(i: &Input, seen: &Seen, paths: &Paths, reinstate: bool) -> Vec<LegAct> {
+    if i.goal.role == Role::Absent {
+        let queues = |t: &Table| {
+            t.lines().iter().any(|l| matches!(l.target, Kt::MultipathBio { queue_if_no_path: true, .. }))
+        };
+        let dead = |d| paths.get(d).is_some_and(|p: &Vec<_>| p.iter().all(|(_, up)| !up));
+        return seen
+            .legs
+            .iter()
+            .filter(|(d, f)| f.table.as_ref().is_some_and(queues) && dead(d))
+            .map(|(d, _)| LegAct::FailQueued(DmRole::Leg(i.goal.volume, *d)))
+            .collect();
+    }
+    let devices = wanted(i);
+    let lengths: BTreeMap<DiskId, Sectors> = devices
+        .iter()
+        .filter_map(|w| match w.role {
+            DmRole::Leg(_, d) => Some((d, w.rows.iter().map(|r| r.len).sum())),
+            _ => None,
+        })
+        .collect();
+    let mut acts: Vec<LegAct> = lengths.iter().filter_map(|(d, len)| leg_act(i, seen, *d, *len)).collect();
+    // Legs under a goal that says nothing about them (a fence that waits for quiet) keep their paths too.
+    for (d, f) in &seen.legs {
+        let now = path_of(f.table.as_ref());
+        let live = i.imports.get(d).filter(|m| m.live);
+        if acts.iter().any(|a| a.is_about(*d)) || now.is_none() || live.map(|m| m.dev) != now {
+            continue;
+        }
+        let failed = paths.get(d).into_iter().flatten().find(|(p, up)| !up && Some(*p) == now);
+        if let (true, Some((p, _))) = (reinstate, failed) {
+            acts.push(LegAct::Reinstate(DmRole::Leg(i.goal.volume, *d), *p));
+        }
+    }
+    acts
+}
+
+impl LegAct {
+    fn is_about(&self, disk: DiskId) -> bool {
+        let (LegAct::Set(r, _) | LegAct::Clear(r) | LegAct::Reinstate(r, _) | LegAct::FailQueued(r)) = self;
+        matches!(r, DmRole::Leg(_, d) if *d == disk)
+    }
+}
+
+fn path_of(t: Option<&Table>) -> Option<DevNo> {
+    match t?.lines() {
+        [one] => match one.target {
+            Kt::MultipathBio { path, .. } => path,
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn leg_act(i: &Input, seen: &Seen, disk: DiskId, len: Sectors) -> Option<LegAct> {
+    let role = DmRole::Leg(i.goal.volume, disk);
+    let found = seen.legs.get(&disk);
+    if found.is_some_and(|f| f.preloaded && !f.suspended) {
+        return Some(LegAct::Clear(role));
+    }
+    // Without a long enough import there is nothing that could be loaded.
+    let import = i.imports.get(&disk).filter(|m| m.size >= len)?;
+    let have = found.and_then(|f| f.table.as_ref());
+    // What lies beyond the map is kept while the path has it: a shorter map comes with its own swap of the top.
+    let len = have.map_or(len, |t| t.len().max(len).min(import.size));
+    let row = wanted(i).into_iter().find(|w| w.role == role)?.rows.into_iter().next()?;
+    let table = resolve(&[pool::stack::Row { len, ..row }], &lookup(i, seen)).ok()?;
+    let same = have == Some(&table) && found.is_some_and(|f| !f.suspended);
+    (!same).then_some(LegAct::Set(role, table))
+}
+
+/// Why a leg is not there, for people.
+pub fn why_no_leg(i: &Input, disk: DiskId) -> String {
+    let Some(r) = i.goal.remotes.get(&disk) else { return format!("disk {disk} is not reachable from here") };
+    let import = i.imports.get(&disk);
+    match (r.ready, import) {
+        (false, None) => format!("node {} does not export disk {disk} yet", r.host),
+        (true, None) => {
+            format!(
+                "slice on disk {disk} has not been imported from node {} at {}:{} yet",
+                r.host, r.address, r.port
+            )
+        }
+        (_, Some(m)) => {
+            let shows = m.size.to_bytes();
+            format!("slice on disk {disk} of node {}: its leg is not made; it shows {shows}", r.host)
+        }
+    }
+}

@@ -1,0 +1,517 @@
+//! One volume on this node: a task that brings its devices to the newest goal and says what it sees.
+//!
+//! Two lanes run side by side, each with at most one kernel call at a time: the top (with map and write leg), and the
+//! legs. A swap of the top may wait until a leg has its path back, so the legs must not wait for the top.
+//!
+//! Invariants
+//! - A report under a goal rests on a look that was made under that goal.
+//! - A new goal's pass starts after the last call of the old one is back: nothing comes late.
+//! - `Absent` is said only when both lanes are idle and nothing is left.
+
+pub mod guard;
+pub mod legs;
+pub mod pass;
+pub mod plan;
+pub mod status;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use kernel::Class;
+use pool::{
+    goals::Role,
+    ids::{DiskId, VolumeId},
+};
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    time::Instant,
+};
+use tracing::{Instrument as _, info, info_span, warn};
+
+use self::{
+    guard::Watch,
+    pass::{End, LegsSeen, Ticket, run_legs, run_top},
+    plan::{Input, Seen},
+    status::{Extra, status},
+};
+use super::{
+    Ctx,
+    calls::CallError,
+    ground::Import,
+    imports::Care,
+    model::{AttachmentGoal, AttachmentReport, Standing},
+    retry::Backoff,
+};
+use crate::disks_api::RunRecord;
+
+/// After so long a pass is said to be stuck.
+const STUCK: Duration = Duration::from_secs(5);
+/// Pause between two tries of a failed path.
+const REINSTATE: Duration = Duration::from_millis(200);
+/// Pause before a device that is in use is tried again, at first and at most.
+const IN_USE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// The same after a failure, and where something is waited for that should say so itself.
+const FAILED: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+type Lane<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
+
+/// A worker, as the agent holds it.
+#[derive(Debug)]
+pub struct Handle {
+    goals: watch::Sender<AttachmentGoal>,
+    poke: Arc<Notify>,
+}
+
+impl Handle {
+    /// A newer goal.
+    pub fn set(&self, goal: AttachmentGoal) {
+        self.goals.send_if_modified(|g| {
+            let new = *g != goal;
+            if new {
+                *g = goal;
+            }
+            new
+        });
+    }
+
+    /// Something happened to a leg.
+    pub fn poke(&self) {
+        self.poke.notify_one();
+    }
+}
+
+/// Starts a worker. `legs`: disks of which the kernel has legs for the volume.
+pub fn start(ctx: Arc<Ctx>, goal: AttachmentGoal, legs: BTreeSet<DiskId>) -> Handle {
+    let (tx, rx) = watch::channel(goal.clone());
+    let poke = Arc::new(Notify::new());
+    let span = info_span!("attachment", volume = %goal.volume);
+    tokio::spawn(Worker::new(ctx, goal, rx, poke.clone(), legs).run().instrument(span));
+    Handle { goals: tx, poke }
+}
+
+struct Worker {
+    ctx: Arc<Ctx>,
+    volume: VolumeId,
+    goal: AttachmentGoal,
+    goals: watch::Receiver<AttachmentGoal>,
+    poke: Arc<Notify>,
+    /// Number of the newest goal, for passes to see that they are stale.
+    newest: Arc<AtomicU64>,
+    number: u64,
+    /// Disks that may have a leg.
+    legs: BTreeSet<DiskId>,
+    /// The last look under the present goal.
+    seen: Option<Seen>,
+    extra: Extra,
+    /// The goal whose runs the labels have.
+    recorded: Option<AttachmentGoal>,
+    top: Lane<(Option<Seen>, End)>,
+    top_wanted: bool,
+    top_since: Instant,
+    stuck: bool,
+    top_retry: Option<Instant>,
+    in_use: Backoff,
+    failed: Backoff,
+    side: Lane<Result<LegsSeen, CallError>>,
+    side_wanted: bool,
+    side_retry: Option<Instant>,
+    reinstate_after: Instant,
+    imports: BTreeMap<DiskId, Import>,
+    care: Option<Care>,
+    watch: Option<Watch>,
+    said: Option<AttachmentReport>,
+    released: bool,
+}
+
+impl Worker {
+    fn new(
+        ctx: Arc<Ctx>,
+        goal: AttachmentGoal,
+        goals: watch::Receiver<AttachmentGoal>,
+        poke: Arc<Notify>,
+        legs: BTreeSet<DiskId>,
+    ) -> Self {
+        Self {
+            ctx,
+            volume: goal.volume,
+            goal,
+            goals,
+            poke,
+            newest: Arc::default(),
+            number: 0,
+            legs,
+            seen: None,
+            extra: Extra::default(),
+            recorded: None,
+            top: None,
+            top_wanted: true,
+            top_since: Instant::now(),
+            stuck: false,
+            top_retry: None,
+            in_use: Backoff::new(IN_USE.0, IN_USE.1),
+            failed: Backoff::new(FAILED.0, FAILED.1),
+            side: None,
+            side_wanted: true,
+            side_retry: None,
+            reinstate_after: Instant::now(),
+            imports: BTreeMap::new(),
+            care: None,
+            watch: None,
+            said: None,
+            released: false,
+        }
+    }
+
+    async fn run(mut self) {
+        let (seen_tx, mut seen_rx) = mpsc::unbounded_channel::<(u64, Seen)>();
+        let (mut view, mut disks) = (self.ctx.imports.view(), self.ctx.disks.changes());
+        self.take_goal();
+        loop {
+            self.start_lanes(&seen_tx);
+            let stuck = self.top.is_some().then_some(self.top_since + STUCK).filter(|t| *t > Instant::now());
+            let timer = [self.top_retry, self.side_retry, stuck].into_iter().flatten().min();
+            tokio::select! {
+                biased;
+                r = self.goals.changed() => match r {
+                    Ok(()) => self.take_goal(),
+                    Err(_) => return,
+                },
+                Some((number, seen)) = seen_rx.recv() => self.on_seen(number, seen),
+                (seen, end) = lane(&mut self.top) => {
+                    self.top = None;
+                    // What was told on the way is older than how it ended.
+                    while seen_rx.try_recv().is_ok() {}
+                    self.on_top(seen, end);
+                }
+                r = lane(&mut self.side) => {
+                    self.side = None;
+                    self.on_side(r);
+                }
+                () = held(&mut self.watch) => {
+                    self.watch = None;
+                    self.extra.held = true;
+                    info!(epoch = %self.goal.epoch, "the guard holds a write");
+                    self.say();
+                }
+                () = self.poke.notified() => self.side_wanted = true,
+                r = view.changed() => if r.is_ok() { self.on_view() } else { return },
+                r = disks.changed() => if r.is_ok() { self.top_wanted |= self.goal.builds() } else { return },
+                () = until(timer) => self.on_timer(),
+            }
+        }
+    }
+
+    fn take_goal(&mut self) {
+        let goal = self.goals.borrow_and_update().clone();
+        self.number += 1;
+        self.newest.store(self.number, Ordering::Release);
+        if goal.epoch != self.goal.epoch || goal.role != self.goal.role || self.said.is_none() {
+            info!(epoch = %goal.epoch, role = ?goal.role, "goal");
+        }
+        let same = goal.epoch == self.goal.epoch && goal.role == self.goal.role;
+        let (held, busy) = (self.extra.held && same, self.extra.busy && same);
+        self.goal = goal;
+        self.extra =
+            Extra { held, busy, queueing: std::mem::take(&mut self.extra.queueing), trouble: String::new() };
+        self.seen = None;
+        if self.goal.role != Role::Guard {
+            self.watch = None;
+        }
+        if self.goal.builds() {
+            self.released = false;
+            self.legs.extend(self.goal.remotes.keys());
+            for (disk, r) in self.goal.remotes.iter().filter(|(_, r)| r.ready) {
+                self.ctx.imports.want(self.volume, *disk, (r.address, r.port));
+            }
+        }
+        self.on_view();
+        (self.top_wanted, self.side_wanted) = (true, true);
+        (self.top_retry, self.side_retry) = (None, None);
+        self.in_use.reset();
+        self.failed.reset();
+    }
+
+    fn on_view(&mut self) {
+        let now: BTreeMap<_, _> =
+            self.legs.iter().filter_map(|d| Some((*d, self.ctx.imports.import(self.volume, *d)?))).collect();
+        if now != self.imports {
+            self.imports = now;
+            self.side_wanted = true;
+        }
+    }
+
+    fn input(&self) -> Input {
+        let local = self.goal.map.iter().flat_map(|m| m.map.disks());
+        let areas = local
+            .filter(|d| !self.goal.remotes.contains_key(d))
+            .filter_map(|d| Some((d, self.ctx.disks.data_area(d)?)))
+            .collect();
+        Input { goal: self.goal.clone(), node: self.ctx.node.clone(), areas, imports: self.imports.clone() }
+    }
+
+    fn start_lanes(&mut self, seen_tx: &mpsc::UnboundedSender<(u64, Seen)>) {
+        // A source that was not quiet is asked once: the controller has its answer.
+        if self.top.is_none() && self.top_wanted && !self.extra.busy {
+            self.top_wanted = false;
+            self.top_retry = None;
+            (self.top_since, self.stuck) = (Instant::now(), false);
+            self.top = Some(Box::pin(self.top_pass(seen_tx.clone())));
+        }
+        if self.side.is_none() && self.side_wanted {
+            self.side_wanted = false;
+            self.side_retry = None;
+            if self.legs.is_empty() {
+                return;
+            }
+            let (ground, input, legs) = (self.ctx.ground.clone(), self.input(), self.legs.clone());
+            let reinstate = Instant::now() >= self.reinstate_after;
+            let what = format!("look after the legs of volume {}", self.volume);
+            self.side = Some(Box::pin(
+                self.ctx.calls.run(what, move || run_legs(&*ground, &input, &legs, reinstate)),
+            ));
+        }
+    }
+
+    fn top_pass(
+        &mut self,
+        seen_tx: mpsc::UnboundedSender<(u64, Seen)>,
+    ) -> impl Future<Output = (Option<Seen>, End)> + Send + 'static {
+        let input = self.input();
+        let to_record = if self.goal.builds() && self.recorded.as_ref() != Some(&self.goal) {
+            records(&input)
+        } else {
+            vec![]
+        };
+        let (ctx, legs, newest, mine) =
+            (self.ctx.clone(), self.legs.clone(), self.newest.clone(), self.number);
+        async move {
+            for r in to_record {
+                if let Err(e) = ctx.disks.record_runs(r).await {
+                    return (None, End::Wait(e.to_string()));
+                }
+            }
+            let ground = ctx.ground.clone();
+            let what = format!(
+                "bring volume {} to {:?} at epoch {}",
+                input.goal.volume, input.goal.role, input.goal.epoch
+            );
+            let body = move || {
+                let ticket = Ticket { newest: &newest, mine };
+                // An error means that the worker is gone.
+                run_top(&*ground, &input, &legs, &ticket, &|s| if seen_tx.send((mine, s.clone())).is_err() {})
+            };
+            match ctx.calls.run(what, body).await {
+                Ok(r) => r,
+                Err(e) => (None, End::Wait(e.to_string())),
+            }
+        }
+    }
+
+    fn on_seen(&mut self, number: u64, seen: Seen) {
+        if number == self.number {
+            self.seen = Some(seen);
+            self.say();
+        }
+    }
+
+    fn on_top(&mut self, seen: Option<Seen>, end: End) {
+        if matches!(end, End::Superseded) || self.newest.load(Ordering::Acquire) != self.number {
+            self.top_wanted = true;
+            return;
+        }
+        if let Some(s) = seen {
+            self.legs.extend(s.legs.keys());
+            self.seen = Some(s);
+            if self.goal.builds() {
+                self.recorded = Some(self.goal.clone());
+            }
+        }
+        self.extra.busy = matches!(end, End::Busy);
+        let now = Instant::now();
+        (self.extra.trouble, self.top_retry) = match end {
+            End::Done => {
+                self.in_use.reset();
+                self.failed.reset();
+                (String::new(), None)
+            }
+            End::Busy | End::Superseded => (String::new(), None),
+            End::Wait(why) => (why, Some(now + self.failed.next())),
+            End::InUse(why) => (why, Some(now + self.in_use.next())),
+            End::Failed(e) => {
+                match e.class() {
+                    Class::Transient | Class::Busy | Class::OutcomeUnknown => {
+                        warn!(epoch = %self.goal.epoch, error = %e, "not reached, will try again");
+                    }
+                    Class::Permanent => {
+                        tracing::error!(epoch = %self.goal.epoch, error = %e, "not reached");
+                    }
+                }
+                (e.to_string(), Some(now + self.failed.next()))
+            }
+            End::Unsettled(what) => {
+                tracing::error!(what, "the kernel does not show what was set");
+                (format!("the kernel does not show what was set: {what}"), Some(now + self.failed.next()))
+            }
+        };
+        self.say();
+    }
+
+    fn on_side(&mut self, r: Result<LegsSeen, CallError>) {
+        let now = Instant::now();
+        let s = match r {
+            Ok(s) => s,
+            Err(e) => {
+                warn!(error = %e, "the legs were not looked after");
+                self.side_retry = Some(now + FAILED.0);
+                return;
+            }
+        };
+        if let Some(e) = &s.failed {
+            warn!(error = %e, "a leg could not be brought right, will try again");
+            self.side_retry = Some(now + FAILED.0);
+        }
+        if s.queueing != self.extra.queueing {
+            info!(queueing = ?s.queueing, "legs without a path");
+        }
+        if s.reinstated {
+            self.reinstate_after = now + REINSTATE;
+        }
+        let waits = !s.queueing.is_empty() && self.goal.role != Role::Absent;
+        self.care = match (waits, self.care.take()) {
+            (true, None) => Some(self.ctx.imports.care()),
+            (true, c) => c,
+            (false, _) => None,
+        };
+        if waits && s.queueing.iter().any(|d| self.imports.get(d).is_some_and(|m| m.live)) {
+            self.side_retry = Some(self.reinstate_after.max(now + Duration::from_millis(20)));
+        }
+        // The top may have waited for a leg; or the last thing left may be one.
+        self.top_wanted |=
+            s.acted || self.goal.role == Role::Absent && self.said_standing() != Standing::Absent;
+        self.legs.extend(&s.legs);
+        if self.extra.queueing != s.queueing {
+            self.extra.queueing = s.queueing;
+            self.say();
+        }
+    }
+
+    fn on_timer(&mut self) {
+        let now = Instant::now();
+        if self.top_retry.is_some_and(|t| t <= now) {
+            (self.top_retry, self.top_wanted) = (None, true);
+        }
+        if self.side_retry.is_some_and(|t| t <= now) {
+            (self.side_retry, self.side_wanted) = (None, true);
+        }
+        if self.top.is_some() && self.top_since + STUCK <= now && !self.stuck {
+            self.stuck = true;
+            warn!(epoch = %self.goal.epoch, "the kernel has not returned for {STUCK:?}; other volumes go on");
+            self.extra.trouble = format!("a kernel call has not returned for {} s", STUCK.as_secs());
+            self.say();
+        }
+    }
+
+    fn said_standing(&self) -> Standing {
+        self.said.as_ref().map_or(Standing::Unknown, |s| s.standing)
+    }
+
+    /// Says what is seen, if that is news.
+    fn say(&mut self) {
+        let input = self.input();
+        let mut report = match &self.seen {
+            Some(s) => status(&input, s, &self.extra),
+            None => AttachmentReport {
+                volume: self.volume,
+                epoch: self.goal.epoch,
+                standing: Standing::Unknown,
+                held: false,
+                busy: false,
+                size: pool::units::Sectors::ZERO,
+                queueing: vec![],
+                reason: self.extra.trouble.clone(),
+            },
+        };
+        if report.standing == Standing::Absent && (self.top.is_some() || self.side.is_some()) {
+            report.standing = Standing::Fenced;
+            report.reason = "in progress".into();
+        }
+        self.follow(report.standing);
+        if self.said.as_ref() != Some(&report) {
+            self.ctx.book.attachment(report.clone());
+            self.said = Some(report);
+        }
+    }
+
+    /// What a standing brings with it beyond the report.
+    fn follow(&mut self, standing: Standing) {
+        match standing {
+            Standing::Guarded if self.goal.role == Role::Guard && !self.extra.held => {
+                if self.watch.is_none() {
+                    match Watch::start(self.ctx.ground.clone(), self.volume) {
+                        Ok(w) => self.watch = Some(w),
+                        Err(e) => {
+                            tracing::error!(error = %e, "no thread to watch the guard, will try again");
+                            self.top_retry = Some(Instant::now() + FAILED.0);
+                        }
+                    }
+                }
+            }
+            Standing::Absent if !self.released => {
+                self.released = true;
+                self.care = None;
+                self.ctx.imports.release(self.volume, &self.legs);
+                self.legs.clear();
+                self.imports.clear();
+            }
+            Standing::Open if self.goal.builds() && self.extra.trouble.is_empty() && self.top.is_none() => {
+                let keep = self.goal.remotes.keys().copied().collect();
+                self.ctx.imports.retain(self.volume, &keep);
+            }
+            Standing::Unknown | Standing::Absent | Standing::Fenced | Standing::Guarded | Standing::Open => {}
+        }
+    }
+}
+
+/// What the labels of this node's disks have to say before the volume is mapped.
+fn records(i: &Input) -> Vec<RunRecord> {
+    let Some(m) = &i.goal.map else { return vec![] };
+    i.areas
+        .keys()
+        .map(|disk| RunRecord {
+            disk: *disk,
+            volume: i.goal.volume,
+            name: m.name.clone(),
+            map: m.map.clone(),
+            extent_size: m.extent_size,
+            epoch: i.goal.epoch,
+        })
+        .collect()
+}
+
+async fn lane<T>(l: &mut Lane<T>) -> T {
+    match l {
+        Some(f) => f.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn held(w: &mut Option<Watch>) {
+    match w {
+        Some(w) => w.held().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(t: Option<Instant>) {
+    match t {
+        Some(t) => tokio::time::sleep_until(t).await,
+        None => std::future::pending().await,
+    }
+}

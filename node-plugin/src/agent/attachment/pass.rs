@@ -1,0 +1,216 @@
+//! One pass over a volume's devices, on a thread that may block: look, plan, act, look again, until there is nothing
+//! to do, something has to be waited for, or a newer goal has come.
+
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use kernel::Class;
+use pool::{
+    ids::{DiskId, VolumeId},
+    names::DmRole,
+};
+
+use super::{
+    legs::{LegAct, Paths, plan_legs},
+    plan::{Act, Input, Next, Seen, plan},
+};
+use crate::agent::ground::{Ground, GroundError};
+
+/// Samples of a source's counters before it counts as quiet, and the pause between two: 16 ms in all. A writer that
+/// goes on was seen within 3-14 ms of its last write.
+const QUIET_SAMPLES: u32 = 9;
+const QUIET_PAUSE: Duration = Duration::from_millis(2);
+/// Acts in one pass at most; a stack of 64 legs needs far fewer in one go.
+const MAX_ACTS: usize = 256;
+
+/// How a pass over the top ended.
+#[derive(Debug)]
+pub enum End {
+    /// The goal is reached.
+    Done,
+    /// Something has to happen first.
+    Wait(String),
+    /// The source still writes.
+    Busy,
+    /// A device is in use: try again.
+    InUse(String),
+    /// A call failed.
+    Failed(GroundError),
+    /// The kernel does not show what was set: a defect of this program, or a kernel that prints it otherwise.
+    Unsettled(String),
+    /// There is a newer goal.
+    Superseded,
+}
+
+/// Tells whether the goal of a pass is still the newest.
+#[derive(Debug)]
+pub struct Ticket<'a> {
+    /// Number of the newest goal.
+    pub newest: &'a AtomicU64,
+    /// Number of the pass's goal.
+    pub mine: u64,
+}
+
+impl Ticket<'_> {
+    fn is_stale(&self) -> bool {
+        self.newest.load(Ordering::Acquire) != self.mine
+    }
+}
+
+/// Reads a volume's devices. `legs`: the disks that may have one.
+pub fn look(g: &dyn Ground, v: VolumeId, legs: &BTreeSet<DiskId>) -> Result<Seen, GroundError> {
+    let mut seen = Seen {
+        top: g.device(&DmRole::Top(v))?,
+        map: g.device(&DmRole::Map(v))?,
+        write_leg: g.device(&DmRole::WriteLeg(v))?,
+        ..Seen::default()
+    };
+    for d in legs {
+        if let Some(f) = g.device(&DmRole::Leg(v, *d))? {
+            seen.legs.insert(*d, f);
+        }
+    }
+    Ok(seen)
+}
+
+/// Brings the top (and what of the stack is not a leg) to the goal. `tell` hears what is seen after every act.
+pub fn run_top(
+    g: &dyn Ground,
+    i: &Input,
+    legs: &BTreeSet<DiskId>,
+    ticket: &Ticket<'_>,
+    tell: &dyn Fn(&Seen),
+) -> (Option<Seen>, End) {
+    let mut last: Option<Act> = None;
+    let mut seen = None;
+    for _ in 0..MAX_ACTS {
+        let now = match look(g, i.goal.volume, legs) {
+            Ok(s) => s,
+            Err(e) => return (seen, End::Failed(e)),
+        };
+        tell(&now);
+        let next = plan(i, &now);
+        seen = Some(now);
+        let act = match next {
+            Next::Done => return (seen, End::Done),
+            Next::Wait(why) => return (seen, End::Wait(why)),
+            Next::Do(a) => a,
+        };
+        if ticket.is_stale() {
+            return (seen, End::Superseded);
+        }
+        if last.as_ref() == Some(&act) {
+            return (seen, End::Unsettled(format!("{act:?}")));
+        }
+        tracing::debug!(volume = %i.goal.volume, epoch = %i.goal.epoch, act = ?act, "act");
+        match perform(g, &act, seen.as_ref()) {
+            Ok(true) => {}
+            Ok(false) => return (seen, End::Busy),
+            Err(e) if e.class() == Class::Busy => return (seen, End::InUse(e.to_string())),
+            Err(e) => return (seen, End::Failed(e)),
+        }
+        last = Some(act);
+    }
+    (seen, End::Unsettled("too many acts in one pass".into()))
+}
+
+/// False when a source was not quiet.
+fn perform(g: &dyn Ground, act: &Act, seen: Option<&Seen>) -> Result<bool, GroundError> {
+    match act {
+        Act::Set { role, table, read_only } => g.set_table(role, table, *read_only).map(|()| true),
+        Act::Clear(role) => g.clear(role).map(|()| true),
+        Act::Remove(role) => g.remove(role).map(|()| true),
+        Act::FenceIfQuiet(role, table) => {
+            if let Some(top) = seen.and_then(|s| s.top.as_ref())
+                && !is_quiet(g, top.dev)?
+            {
+                return Ok(false);
+            }
+            g.set_table(role, table, false).map(|()| true)
+        }
+    }
+}
+
+/// Whether nothing that changes data completes while the samples are taken, and nothing is in flight at the end. A
+/// flush alone (QEMU sends one when it hands a disk over) may be in flight at the beginning.
+fn is_quiet(g: &dyn Ground, dev: kernel::DevNo) -> Result<bool, GroundError> {
+    let first = g.write_activity(dev)?;
+    let mut idle = u32::from(first.in_flight == 0);
+    for _ in 1..2 * QUIET_SAMPLES {
+        if idle >= QUIET_SAMPLES {
+            return Ok(true);
+        }
+        std::thread::sleep(QUIET_PAUSE);
+        let now = g.write_activity(dev)?;
+        if now.completed != first.completed {
+            return Ok(false);
+        }
+        idle = if now.in_flight == 0 { idle + 1 } else { 0 };
+    }
+    Ok(idle >= QUIET_SAMPLES)
+}
+
+/// What a look after the legs brought.
+#[derive(Debug, Default)]
+pub struct LegsSeen {
+    /// Legs that exist.
+    pub legs: BTreeSet<DiskId>,
+    /// Legs without a working path.
+    pub queueing: BTreeSet<DiskId>,
+    /// Whether anything was changed: the top may have been waiting for it.
+    pub acted: bool,
+    /// Whether a path was put back to use: it may fail again at once.
+    pub reinstated: bool,
+    /// The first failure.
+    pub failed: Option<GroundError>,
+}
+
+/// Looks after the legs once.
+pub fn run_legs(g: &dyn Ground, i: &Input, legs: &BTreeSet<DiskId>, reinstate: bool) -> LegsSeen {
+    let mut out = LegsSeen::default();
+    let (seen, paths) = match look_legs(g, i.goal.volume, legs) {
+        Ok(x) => x,
+        Err(e) => return LegsSeen { failed: Some(e), ..out },
+    };
+    for act in plan_legs(i, &seen, &paths, reinstate) {
+        tracing::debug!(volume = %i.goal.volume, act = ?act, "act on a leg");
+        let done = match &act {
+            LegAct::Set(role, table) => g.set_table(role, table, false),
+            LegAct::Clear(role) => g.clear(role),
+            LegAct::Reinstate(role, path) => g.reinstate(role, *path),
+            LegAct::FailQueued(role) => g.fail_queued(role),
+        };
+        match done {
+            Ok(()) => out.acted = true,
+            Err(e) => out.failed = out.failed.or(Some(e)),
+        }
+        out.reinstated |= matches!(act, LegAct::Reinstate(..));
+    }
+    // What was acted on is read again: a path that was put back may have failed already.
+    let again = if out.acted { look_legs(g, i.goal.volume, legs) } else { Ok((seen, paths)) };
+    match again {
+        Ok((seen, paths)) => {
+            out.legs = seen.legs.keys().copied().collect();
+            let dead = |p: &Vec<(kernel::DevNo, bool)>| p.iter().all(|(_, up)| !up);
+            out.queueing = paths.iter().filter(|(_, p)| dead(p)).map(|(d, _)| *d).collect();
+        }
+        Err(e) => out.failed = out.failed.or(Some(e)),
+    }
+    out
+}
+
+fn look_legs(g: &dyn Ground, v: VolumeId, legs: &BTreeSet<DiskId>) -> Result<(Seen, Paths), GroundError> {
+    let (mut seen, mut paths) = (Seen::default(), Paths::new());
+    for d in legs {
+        let role = DmRole::Leg(v, *d);
+        let Some(f) = g.device(&role)? else { continue };
+        if f.table.is_some() {
+            paths.insert(*d, g.paths(&role)?);
+        }
+        seen.legs.insert(*d, f);
+    }
+    Ok((seen, paths))
+}

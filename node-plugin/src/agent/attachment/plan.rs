@@ -1,0 +1,333 @@
+//! What to do next to bring a volume's device to its goal: a pure function of the goal and of what is seen, asked again
+//! after every act. So a pass that is cut off anywhere, by a crash or a newer goal, is taken up where it stands.
+//!
+//! Invariants
+//! - A guard's held writes are released by every suspend of the top device. The write leg therefore fails writes
+//!   for as long as the top is a guard, except that under a writer's goal it is swapped for the real map right
+//!   before the top is.
+//! - Nothing that stands is taken down because something below it is missing.
+//! - The legs are somebody else's ([`super::legs`]) until the top is gone.
+//!
+//! Must not know: ioctls, threads, reports.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kernel::{
+    DevNo,
+    dm::{Table, Target as Kt},
+};
+use pool::{
+    goals::Role,
+    ids::{DiskId, NodeName, VolumeId},
+    names::DmRole,
+    stack::{self, Dev, DmDevice, Row, StackInput, Target, TopState},
+    units::Sectors,
+};
+
+use crate::{
+    agent::{
+        ground::{Found, Import},
+        model::AttachmentGoal,
+        resolve::{ResolveError, resolve, same_table},
+    },
+    disks_api::DataArea,
+};
+
+/// The devices of a volume as they stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// The top.
+    pub top: Option<Found>,
+    /// The real map behind a guard.
+    pub map: Option<Found>,
+    /// The write leg of a guard.
+    pub write_leg: Option<Found>,
+    /// The legs.
+    pub legs: BTreeMap<DiskId, Found>,
+}
+
+/// What a plan is made from, besides what is seen.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// The goal.
+    pub goal: AttachmentGoal,
+    /// This node.
+    pub node: NodeName,
+    /// Data areas of the map's disks that serve on this node.
+    pub areas: BTreeMap<DiskId, DataArea>,
+    /// Imported slices of the volume.
+    pub imports: BTreeMap<DiskId, Import>,
+}
+
+/// One act on the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Make a device or swap its table.
+    Set {
+        /// Which.
+        role: DmRole,
+        /// Its table.
+        table: Table,
+        /// Whether it refuses writes itself.
+        read_only: bool,
+    },
+    /// Drop a preloaded table.
+    Clear(DmRole),
+    /// Remove a device.
+    Remove(DmRole),
+    /// Swap the top for an error table if nothing writes through it.
+    FenceIfQuiet(DmRole, Table),
+}
+
+/// What comes next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// This.
+    Do(Act),
+    /// Nothing before something else has happened.
+    Wait(String),
+    /// Nothing: the goal is reached.
+    Done,
+}
+
+/// Whether a table is a guard's.
+pub fn is_guard(t: &Table) -> bool {
+    t.lines().iter().any(|l| matches!(l.target, Kt::Delay { .. }))
+}
+
+/// Whether a table fails everything.
+pub fn is_fence(t: &Table) -> bool {
+    t.lines().iter().all(|l| l.target == Kt::Error)
+}
+
+fn fails_writes(t: &Table) -> bool {
+    t.lines().iter().all(|l| matches!(l.target, Kt::FlakeyErrorWrites { .. } | Kt::Error))
+}
+
+impl Seen {
+    /// The top's active table.
+    pub fn top_table(&self) -> Option<&Table> {
+        self.top.as_ref()?.table.as_ref()
+    }
+
+    fn find(&self, v: VolumeId, role: &DmRole) -> Option<&Found> {
+        match role {
+            DmRole::Top(_) => self.top.as_ref(),
+            DmRole::Map(_) => self.map.as_ref(),
+            DmRole::WriteLeg(_) => self.write_leg.as_ref(),
+            DmRole::Leg(w, d) if *w == v => self.legs.get(d),
+            DmRole::Leg(..) | DmRole::Slice(..) => None,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.top.is_none() && self.map.is_none() && self.write_leg.is_none() && self.legs.is_empty()
+    }
+}
+
+/// Where the rows of a volume find their devices.
+pub fn lookup<'a>(i: &'a Input, seen: &'a Seen) -> impl Fn(&Dev) -> Option<(DevNo, Sectors)> + 'a {
+    move |d| match d {
+        Dev::Disk(d) => i.areas.get(d).map(|a| (a.dev, a.start)),
+        Dev::Dm(r) => seen.find(i.goal.volume, r).map(|f| (f.dev, Sectors::ZERO)),
+        Dev::Import(s) => i
+            .imports
+            .iter()
+            .find(|(d, _)| pool::names::slice_id(i.goal.volume, **d, &i.node) == *s)
+            .map(|(_, m)| (m.dev, Sectors::ZERO)),
+    }
+}
+
+/// The devices that the goal's role asks for, from the bottom up; empty without a map.
+pub fn wanted(i: &Input) -> Vec<DmDevice> {
+    let Some(m) = &i.goal.map else { return vec![] };
+    let state = match i.goal.role {
+        Role::Writer => TopState::Open { read_only: false },
+        Role::Reader => TopState::Open { read_only: true },
+        Role::Guard => TopState::Guarded,
+        Role::FenceIfQuiet | Role::Absent => TopState::Fenced,
+    };
+    let is_local = |d| !i.goal.remotes.contains_key(&d);
+    let input = StackInput {
+        volume: i.goal.volume,
+        extent_size: m.extent_size,
+        map: &m.map,
+        node: &i.node,
+        is_local: &is_local,
+    };
+    stack::plan_consumer(&input, state)
+}
+
+/// The next act, or why there is none.
+pub fn plan(i: &Input, seen: &Seen) -> Next {
+    match i.goal.role {
+        Role::Writer | Role::Reader => plan_open(i, seen),
+        Role::Guard => plan_guard(i, seen),
+        Role::FenceIfQuiet => plan_fence_if_quiet(i, seen),
+        Role::Absent => plan_absent(i, seen),
+    }
+}
+
+/// What is missing below: disks of this node that do not serve, legs that are not there or too short.
+fn missing(i: &Input, seen: &Seen) -> Option<String> {
+    let map = &i.goal.map.as_ref()?.map;
+    let mut why = vec![];
+    for d in map.disks().into_iter().filter(|d| !i.goal.remotes.contains_key(d)) {
+        if !i.areas.contains_key(&d) {
+            why.push(format!("disk {d} does not serve on this node"));
+        }
+    }
+    for w in wanted(i) {
+        let DmRole::Leg(_, d) = w.role else { continue };
+        let len = w.rows.iter().map(|r| r.len).sum::<Sectors>();
+        let have = seen.legs.get(&d).and_then(|f| f.table.as_ref()).map(Table::len);
+        if have.is_none_or(|h| h < len) {
+            why.push(super::legs::why_no_leg(i, d));
+        }
+    }
+    (!why.is_empty()).then(|| why.join("; "))
+}
+
+/// Brings one device to its rows; `None` when it is so.
+fn settle(i: &Input, seen: &Seen, w: &DmDevice) -> Result<Option<Act>, ResolveError> {
+    let table = resolve(&w.rows, &lookup(i, seen))?;
+    let Some(f) = seen.find(i.goal.volume, &w.role) else {
+        return Ok(Some(Act::Set { role: w.role.clone(), table, read_only: w.read_only }));
+    };
+    if f.preloaded {
+        return Ok(Some(Act::Clear(w.role.clone())));
+    }
+    let same = f.table.as_ref().is_some_and(|t| same_table(t, &table));
+    let fine = same
+        && !f.suspended
+        && f.read_only == w.read_only
+        && (f.write_back || !lies_on_write_back(&table, seen));
+    let node = f.node_ok || !matches!(w.role, DmRole::Top(_));
+    Ok((!fine || !node).then(|| Act::Set { role: w.role.clone(), table, read_only: w.read_only }))
+}
+
+/// Whether a leg below has a volatile cache: then flushes must pass, and a device that was loaded before the leg had
+/// one drops them.
+fn lies_on_write_back(t: &Table, seen: &Seen) -> bool {
+    let below = |d: DevNo| {
+        let ours = seen.legs.values().chain(&seen.map);
+        ours.into_iter().any(|f| f.dev == d && f.write_back)
+    };
+    t.lines().iter().any(|l| match &l.target {
+        Kt::Linear { dev, .. } => below(*dev),
+        Kt::Striped { stripes, .. } => stripes.iter().any(|s| below(s.dev)),
+        _ => false,
+    })
+}
+
+fn or_wait(r: Result<Option<Act>, ResolveError>) -> Option<Next> {
+    match r {
+        Ok(Some(a)) => Some(Next::Do(a)),
+        Ok(None) => None,
+        Err(e) => Some(Next::Wait(e.to_string())),
+    }
+}
+
+fn plan_open(i: &Input, seen: &Seen) -> Next {
+    if let Some(why) = missing(i, seen) {
+        return Next::Wait(why);
+    }
+    let v = i.goal.volume;
+    let Some(top) = wanted(i).pop() else { return Next::Wait("the goal carries no map".into()) };
+    if seen.top_table().is_some_and(is_guard) {
+        // The write leg becomes the real map before the top does: what the guard held goes there.
+        let map = DmDevice { role: DmRole::Map(v), rows: top.rows.clone(), read_only: false };
+        let through = Target::Linear { dev: Dev::Dm(DmRole::Map(v)), offset: Sectors::ZERO };
+        let len = seen.write_leg.as_ref().and_then(|f| f.table.as_ref()).map_or(Sectors::ZERO, Table::len);
+        let leg = DmDevice {
+            role: DmRole::WriteLeg(v),
+            rows: vec![Row { start: Sectors::ZERO, len, target: through }],
+            read_only: false,
+        };
+        for w in [map, leg] {
+            if let Some(n) = or_wait(settle(i, seen, &w)) {
+                return n;
+            }
+        }
+    }
+    if let Some(n) = or_wait(settle(i, seen, &top)) {
+        return n;
+    }
+    if seen.write_leg.is_some() {
+        return Next::Do(Act::Remove(DmRole::WriteLeg(v)));
+    }
+    if seen.map.is_some() {
+        return Next::Do(Act::Remove(DmRole::Map(v)));
+    }
+    stale_leg(i, seen).map_or(Next::Done, |d| Next::Do(Act::Remove(DmRole::Leg(v, d))))
+}
+
+fn stale_leg(i: &Input, seen: &Seen) -> Option<DiskId> {
+    let disks: BTreeSet<DiskId> = i.goal.map.as_ref()?.map.disks();
+    seen.legs.keys().find(|d| !disks.contains(d) || !i.goal.remotes.contains_key(d)).copied()
+}
+
+fn plan_guard(i: &Input, seen: &Seen) -> Next {
+    if let Some(why) = missing(i, seen) {
+        return Next::Wait(why);
+    }
+    // A guard that stands is not touched but for its map: a swap of the top would fail what it holds. Its size
+    // follows when it is opened.
+    let stands = seen.top.as_ref().is_some_and(|f| !f.suspended && !f.preloaded && f.node_ok)
+        && seen.top_table().is_some_and(is_guard)
+        && seen.write_leg.as_ref().and_then(|f| f.table.as_ref()).is_some_and(fails_writes);
+    for w in wanted(i).into_iter().filter(|w| !matches!(w.role, DmRole::Leg(..))) {
+        if stands && !matches!(w.role, DmRole::Map(_)) {
+            continue;
+        }
+        if let Some(n) = or_wait(settle(i, seen, &w)) {
+            return n;
+        }
+    }
+    Next::Done
+}
+
+/// The act that makes the top fail everything, held writes included; `None` when it does, or is not there.
+fn fence(i: &Input, seen: &Seen) -> Option<Act> {
+    let top = seen.top.as_ref()?;
+    let table = top.table.as_ref()?;
+    if is_fence(table) && !top.suspended {
+        return top.preloaded.then(|| Act::Clear(DmRole::Top(i.goal.volume)));
+    }
+    if let (true, Some(leg)) = (is_guard(table), seen.write_leg.as_ref())
+        && let Some(t) = leg.table.as_ref().filter(|t| !fails_writes(t))
+    {
+        // A commit was cut off. Under this goal the held writes must not go through after all.
+        let table = Table::error(t.len()).ok()?;
+        return Some(Act::Set { role: DmRole::WriteLeg(i.goal.volume), table, read_only: false });
+    }
+    let table = Table::error(table.len()).ok()?;
+    Some(Act::Set { role: DmRole::Top(i.goal.volume), table, read_only: false })
+}
+
+fn plan_fence_if_quiet(i: &Input, seen: &Seen) -> Next {
+    match fence(i, seen) {
+        Some(Act::Set { role: role @ DmRole::Top(_), table, .. })
+            if !seen.top_table().is_some_and(is_guard) =>
+        {
+            Next::Do(Act::FenceIfQuiet(role, table))
+        }
+        Some(a) => Next::Do(a),
+        None => Next::Done,
+    }
+}
+
+fn plan_absent(i: &Input, seen: &Seen) -> Next {
+    let v = i.goal.volume;
+    if let Some(a) = fence(i, seen) {
+        return Next::Do(a);
+    }
+    let roles = [
+        seen.top.is_some().then_some(DmRole::Top(v)),
+        seen.write_leg.is_some().then_some(DmRole::WriteLeg(v)),
+        seen.map.is_some().then_some(DmRole::Map(v)),
+        seen.legs.keys().next().map(|d| DmRole::Leg(v, *d)),
+    ];
+    debug_assert!(seen.is_empty() || roles.iter().any(Option::is_some));
+    roles.into_iter().flatten().next().map_or(Next::Done, |r| Next::Do(Act::Remove(r)))
+}

@@ -1,0 +1,392 @@
+//! One export of this node: a task that brings the slice's device and its namespace to the newest goal.
+//!
+//! Two lanes: the device (a table swap is the fence, and must not wait for nvmet), and the namespace. The device's
+//! fence is complete when the swap has returned: nothing that comes through the namespace reaches the disk then.
+//!
+//! Invariants: nothing is served before its runs are on the label; after a boot nothing is exported without a goal;
+//! a report under a goal rests on a look made under that goal.
+
+pub mod plan;
+pub mod subsystems;
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use kernel::Class;
+use pool::{goals::ExportState, names};
+use tokio::{sync::watch, time::Instant};
+use tracing::{Instrument as _, info, info_span, warn};
+
+use self::{
+    plan::{Act, Next, is_fenced, plan, role},
+    subsystems::ExportError,
+};
+use super::{
+    Ctx,
+    ground::{ExportSpec, Found, Ground, GroundError},
+    model::{ExportGoal, ExportReport, ExportStanding},
+    retry::Backoff,
+};
+use crate::disks_api::RunRecord;
+
+/// Pause after a failure, at first and at most.
+const FAILED: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Acts in one pass at most.
+const MAX_ACTS: usize = 8;
+
+/// A worker, as the agent holds it.
+#[derive(Debug)]
+pub struct Handle(watch::Sender<ExportGoal>);
+
+impl Handle {
+    /// A newer goal.
+    pub fn set(&self, goal: ExportGoal) {
+        self.0.send_if_modified(|g| {
+            let new = *g != goal;
+            if new {
+                *g = goal;
+            }
+            new
+        });
+    }
+}
+
+/// Starts a worker.
+pub fn start(ctx: Arc<Ctx>, goal: ExportGoal) -> Handle {
+    let (tx, rx) = watch::channel(goal.clone());
+    let k = &goal.key;
+    let span = info_span!("export", volume = %k.volume, disk = %k.disk, consumer = %k.consumer);
+    let w = Worker {
+        ctx,
+        goal,
+        goals: rx,
+        newest: Arc::default(),
+        number: 0,
+        device: None,
+        device_wanted: true,
+        namespace: None,
+        exported: Exported::Unknown,
+        seen: None,
+        settled: false,
+        recorded: None,
+        retry_at: None,
+        backoff: Backoff::new(FAILED.0, FAILED.1),
+        trouble: String::new(),
+        said: None,
+    };
+    tokio::spawn(w.run().instrument(span));
+    Handle(tx)
+}
+
+type Lane<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
+
+/// How a pass over the device ended.
+enum End {
+    Done,
+    Wait(String),
+    Failed(GroundError),
+    Superseded,
+}
+
+/// What is known about the namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exported {
+    Unknown,
+    /// It stands, with the device's present size.
+    Yes,
+    No,
+}
+
+struct Worker {
+    ctx: Arc<Ctx>,
+    goal: ExportGoal,
+    goals: watch::Receiver<ExportGoal>,
+    newest: Arc<AtomicU64>,
+    number: u64,
+    device: Lane<(Option<Option<Found>>, bool, End)>,
+    device_wanted: bool,
+    namespace: Lane<(Exported, Result<(), ExportError>)>,
+    exported: Exported,
+    /// The last look under the present goal.
+    seen: Option<Option<Found>>,
+    /// The device is as the present goal wants it.
+    settled: bool,
+    recorded: Option<ExportGoal>,
+    retry_at: Option<Instant>,
+    backoff: Backoff,
+    trouble: String,
+    said: Option<ExportReport>,
+}
+
+impl Worker {
+    async fn run(mut self) {
+        let mut disks = self.ctx.disks.changes();
+        self.take_goal();
+        loop {
+            self.start_lanes();
+            let timer = self.retry_at;
+            tokio::select! {
+                biased;
+                r = self.goals.changed() => match r {
+                    Ok(()) => self.take_goal(),
+                    Err(_) => return,
+                },
+                (seen, changed, end) = lane(&mut self.device) => {
+                    self.device = None;
+                    self.on_device(seen, changed, end);
+                }
+                (state, r) = lane(&mut self.namespace) => {
+                    self.namespace = None;
+                    self.on_namespace(state, r);
+                }
+                r = disks.changed() => if r.is_ok() {
+                    self.device_wanted |= self.goal.state == ExportState::Serving;
+                } else {
+                    return;
+                },
+                () = until(timer) => (self.retry_at, self.device_wanted) = (None, true),
+            }
+        }
+    }
+
+    fn take_goal(&mut self) {
+        let goal = self.goals.borrow_and_update().clone();
+        info!(epoch = %goal.epoch, state = ?goal.state, "goal");
+        self.number += 1;
+        self.newest.store(self.number, Ordering::Release);
+        if goal.state == ExportState::Serving && self.goal.map != goal.map {
+            // The size may change: the consumer has to be told.
+            self.exported = Exported::Unknown;
+        }
+        self.goal = goal;
+        (self.seen, self.settled) = (None, false);
+        self.trouble.clear();
+        self.backoff.reset();
+        (self.retry_at, self.device_wanted) = (None, true);
+    }
+
+    fn start_lanes(&mut self) {
+        if self.device.is_none() && self.device_wanted {
+            (self.device_wanted, self.retry_at) = (false, None);
+            self.device = Some(Box::pin(self.device_pass()));
+        }
+        if self.namespace.is_some() || !self.settled || self.retry_at.is_some() || self.device.is_some() {
+            return;
+        }
+        let k = &self.goal.key;
+        let e = ExportSpec {
+            disk: k.disk,
+            consumer: k.consumer.clone(),
+            slice: names::slice_id(k.volume, k.disk, &k.consumer),
+            role: role(k),
+        };
+        let ctx = self.ctx.clone();
+        match (self.goal.state, self.exported) {
+            (ExportState::Serving, Exported::Unknown | Exported::No) => {
+                self.namespace = Some(Box::pin(async move {
+                    (Exported::Yes, ctx.subsystems.export(&ctx.ground, &ctx.calls, e).await)
+                }));
+            }
+            (ExportState::Absent, Exported::Unknown | Exported::Yes) => {
+                self.namespace = Some(Box::pin(async move {
+                    (Exported::No, ctx.subsystems.unexport(&ctx.ground, &ctx.calls, e).await)
+                }));
+            }
+            (ExportState::Serving, Exported::Yes)
+            | (ExportState::Absent, Exported::No)
+            | (ExportState::Fenced, _) => {}
+        }
+    }
+
+    fn device_pass(&mut self) -> impl Future<Output = (Option<Option<Found>>, bool, End)> + Send + 'static {
+        let (ctx, goal) = (self.ctx.clone(), self.goal.clone());
+        let unexported = self.exported == Exported::No;
+        let record = goal.state == ExportState::Serving && self.recorded.as_ref() != Some(&goal);
+        let (newest, mine) = (self.newest.clone(), self.number);
+        async move {
+            let area = ctx.disks.data_area(goal.key.disk);
+            if let (true, Some(_), Some(m)) = (record, &area, &goal.map) {
+                let r = RunRecord {
+                    disk: goal.key.disk,
+                    volume: goal.key.volume,
+                    name: m.name.clone(),
+                    map: m.map.clone(),
+                    extent_size: m.extent_size,
+                    epoch: goal.epoch,
+                };
+                if let Err(e) = ctx.disks.record_runs(r).await {
+                    return (None, false, End::Wait(e.to_string()));
+                }
+            }
+            let ground = ctx.ground.clone();
+            let what = format!(
+                "bring slice of volume {} on disk {} to {:?}",
+                goal.key.volume, goal.key.disk, goal.state
+            );
+            let body = move || run_device(&*ground, &goal, area.as_ref(), unexported, &newest, mine);
+            match ctx.calls.run(what, body).await {
+                Ok(r) => r,
+                Err(e) => (None, false, End::Wait(e.to_string())),
+            }
+        }
+    }
+
+    fn on_device(&mut self, seen: Option<Option<Found>>, changed: bool, end: End) {
+        if changed && self.goal.state == ExportState::Serving && self.exported == Exported::Yes {
+            self.exported = Exported::Unknown;
+        }
+        if matches!(end, End::Superseded) || self.newest.load(Ordering::Acquire) != self.number {
+            self.device_wanted = true;
+            return;
+        }
+        if let Some(s) = seen {
+            self.seen = Some(s);
+        }
+        self.settled = matches!(end, End::Done);
+        match end {
+            End::Done | End::Superseded => {
+                self.trouble.clear();
+                if self.goal.state == ExportState::Serving {
+                    self.recorded = Some(self.goal.clone());
+                }
+            }
+            End::Wait(why) => self.wait(why),
+            End::Failed(e) => {
+                match e.class() {
+                    Class::Permanent => tracing::error!(error = %e, "not reached"),
+                    Class::Transient | Class::Busy | Class::OutcomeUnknown => {
+                        warn!(error = %e, "not reached, will try again");
+                    }
+                }
+                self.wait(e.to_string());
+            }
+        }
+        self.say();
+    }
+
+    fn on_namespace(&mut self, state: Exported, r: Result<(), ExportError>) {
+        match r {
+            Ok(()) => {
+                self.exported = state;
+                self.backoff.reset();
+                self.trouble.clear();
+                // With the namespace gone the device may go; and a goal that came meanwhile sees it all anew.
+                self.device_wanted |= state == Exported::No;
+            }
+            Err(e) => {
+                warn!(error = %e, "export not brought right, will try again");
+                self.exported = Exported::Unknown;
+                self.wait(e.to_string());
+            }
+        }
+        self.say();
+    }
+
+    fn wait(&mut self, why: String) {
+        self.trouble = why;
+        self.retry_at = Some(Instant::now() + self.backoff.next());
+    }
+
+    fn say(&mut self) {
+        let standing = self.standing();
+        let reached = match self.goal.state {
+            ExportState::Serving => ExportStanding::Serving,
+            ExportState::Fenced => ExportStanding::Fenced,
+            ExportState::Absent => ExportStanding::Absent,
+        };
+        let reason = match (standing == reached, self.trouble.is_empty()) {
+            (true, _) => String::new(),
+            (false, true) => "in progress".into(),
+            (false, false) => self.trouble.clone(),
+        };
+        let report = ExportReport { key: self.goal.key.clone(), epoch: self.goal.epoch, standing, reason };
+        if self.said.as_ref() != Some(&report) {
+            self.ctx.book.export(report.clone());
+            self.said = Some(report);
+        }
+    }
+
+    fn standing(&self) -> ExportStanding {
+        let Some(seen) = &self.seen else { return ExportStanding::Unknown };
+        match self.goal.state {
+            ExportState::Serving => match (self.settled && seen.is_some(), self.exported, &self.said) {
+                (true, Exported::Yes, _) => ExportStanding::Serving,
+                // It served and is being looked at again; nothing was taken away.
+                (_, _, Some(s)) if s.standing == ExportStanding::Serving && s.epoch == self.goal.epoch => {
+                    ExportStanding::Serving
+                }
+                _ => ExportStanding::Unknown,
+            },
+            ExportState::Fenced | ExportState::Absent if !is_fenced(seen.as_ref()) => ExportStanding::Unknown,
+            ExportState::Absent
+                if seen.is_none() && self.exported == Exported::No && self.device.is_none() =>
+            {
+                ExportStanding::Absent
+            }
+            ExportState::Fenced | ExportState::Absent => ExportStanding::Fenced,
+        }
+    }
+}
+
+/// Brings the device to the goal; what was seen last, whether anything was changed, and how it ended.
+fn run_device(
+    g: &dyn Ground,
+    goal: &ExportGoal,
+    area: Option<&crate::disks_api::DataArea>,
+    unexported: bool,
+    newest: &AtomicU64,
+    mine: u64,
+) -> (Option<Option<Found>>, bool, End) {
+    let role = role(&goal.key);
+    let (mut changed, mut last) = (false, None);
+    for _ in 0..MAX_ACTS {
+        let seen = match g.device(&role) {
+            Ok(s) => s,
+            Err(e) => return (None, changed, End::Failed(e)),
+        };
+        let act = match plan(goal, seen.as_ref(), area, unexported) {
+            Next::Done => return (Some(seen), changed, End::Done),
+            Next::Wait(why) => return (Some(seen), changed, End::Wait(why)),
+            Next::Do(a) => a,
+        };
+        if newest.load(Ordering::Acquire) != mine {
+            return (Some(seen), changed, End::Superseded);
+        }
+        if last.as_ref() == Some(&act) {
+            let why = format!("the kernel does not show what was set: {act:?}");
+            return (Some(seen), changed, End::Wait(why));
+        }
+        tracing::debug!(role = ?role, act = ?act, "act on a slice");
+        let done = match &act {
+            Act::Set(t) => g.set_table(&role, t, false),
+            Act::Clear => g.clear(&role),
+            Act::Remove => g.remove(&role),
+        };
+        changed = true;
+        if let Err(e) = done {
+            return (Some(seen), changed, End::Failed(e));
+        }
+        last = Some(act);
+    }
+    (None, changed, End::Wait("too many acts in one pass".into()))
+}
+
+async fn lane<T>(l: &mut Lane<T>) -> T {
+    match l {
+        Some(f) => f.await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(t: Option<Instant>) {
+    match t {
+        Some(t) => tokio::time::sleep_until(t).await,
+        None => std::future::pending().await,
+    }
+}

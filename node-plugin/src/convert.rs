@@ -1,0 +1,195 @@
+//! Messages of the node session <-> what the agent works with. Every field that comes from the wire is checked here
+//! and nowhere else; a goal that does not make sense is refused as a whole, and the others go on.
+//!
+//! Must not know: the kernel, sessions.
+
+use csi_proto::node as proto;
+use kernel::dm::dev_node_path;
+use pool::{
+    goals::{ExportState, Role},
+    ids::{BadId, DiskId, Epoch},
+    names::DmRole,
+    units::{BadExtentSize, ExtentSize, Extents, Sectors},
+    volume::{Leg, Map, MapFault, Segment, Stripe},
+};
+
+use crate::agent::model::{
+    AttachmentGoal, AttachmentReport, ExportGoal, ExportKey, ExportReport, ExportStanding, Remote, Standing,
+    VolumeMap,
+};
+
+/// Why a message is no goal.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// An id or a name.
+    #[error(transparent)]
+    Id(#[from] BadId),
+    /// An extent size.
+    #[error(transparent)]
+    ExtentSize(#[from] BadExtentSize),
+    /// A map.
+    #[error("map: {0}")]
+    Map(#[from] MapFault),
+    /// A map whose numbers exceed what a device can have.
+    #[error("map: extents beyond what can be addressed")]
+    TooLarge,
+    /// A number that stands for nothing.
+    #[error("{what} {value} is not known to this version")]
+    Unknown {
+        /// Which field.
+        what: &'static str,
+        /// Its value.
+        value: i32,
+    },
+    /// A goal that needs a map and has none.
+    #[error("the goal carries no map")]
+    NoMap,
+    /// An address.
+    #[error("address {0:?} of a remote disk is not an IP address")]
+    Address(String),
+    /// A port.
+    #[error("port {0} of a remote disk is out of range")]
+    Port(u32),
+    /// A local disk in an otherwise remote place, or the like.
+    #[error("disk {0} is listed as remote and is not in the map")]
+    Stranger(DiskId),
+}
+
+/// Sectors of the largest device that the kernel addresses (2^63 bytes).
+const MAX_SECTORS: u64 = 1 << 54;
+
+/// A volume's map.
+pub fn map_from_proto(m: &proto::VolumeMap) -> Result<VolumeMap, ConvertError> {
+    let extent_size = ExtentSize::new(m.extent_size)?;
+    let bound = MAX_SECTORS / extent_size.sectors().get();
+    let within = |n: u64| if n <= bound { Ok(Extents::new(n)) } else { Err(ConvertError::TooLarge) };
+    let mut segments = Vec::with_capacity(m.segments.len());
+    for s in &m.segments {
+        let legs = s
+            .legs
+            .iter()
+            .map(|l| Ok(Leg { disk: l.disk.parse()?, first: within(l.first)? }))
+            .collect::<Result<Vec<_>, ConvertError>>()?;
+        let chunk = (s.stripe_chunk != 0).then(|| Stripe { chunk: Sectors::new(s.stripe_chunk) });
+        segments.push(Segment { start: within(s.start)?, count: within(s.count)?, legs, stripe: chunk });
+    }
+    let map = Map(segments);
+    map.check()?;
+    Ok(VolumeMap { name: m.name.clone(), extent_size, map })
+}
+
+/// A map, for messages.
+pub fn map_to_proto(m: &VolumeMap) -> proto::VolumeMap {
+    let leg = |l: &Leg| proto::Leg { disk: l.disk.to_string(), first: l.first.get() };
+    let segment = |s: &Segment| proto::Segment {
+        start: s.start.get(),
+        count: s.count.get(),
+        legs: s.legs.iter().map(leg).collect(),
+        stripe_chunk: s.stripe.map_or(0, |c| c.chunk.get()),
+    };
+    proto::VolumeMap {
+        name: m.name.clone(),
+        extent_size: m.extent_size.bytes().get(),
+        segments: m.map.0.iter().map(segment).collect(),
+    }
+}
+
+/// An export goal.
+pub fn export_goal(g: &proto::ExportGoal) -> Result<ExportGoal, ConvertError> {
+    let state = match g.state() {
+        proto::ExportState::ExportServing => ExportState::Serving,
+        proto::ExportState::ExportFenced => ExportState::Fenced,
+        proto::ExportState::ExportAbsent => ExportState::Absent,
+        proto::ExportState::ExportUnknown => {
+            return Err(ConvertError::Unknown { what: "export state", value: g.state });
+        }
+    };
+    let map = g.map.as_ref().map(map_from_proto).transpose()?;
+    if state == ExportState::Serving && map.as_ref().is_none_or(|m| m.map.extents().is_zero()) {
+        return Err(ConvertError::NoMap);
+    }
+    let key = ExportKey { volume: g.volume.parse()?, disk: g.disk.parse()?, consumer: g.consumer.parse()? };
+    Ok(ExportGoal { key, epoch: Epoch::new(g.epoch), state, map })
+}
+
+/// An attachment goal.
+pub fn attachment_goal(g: &proto::AttachmentGoal) -> Result<AttachmentGoal, ConvertError> {
+    let role = match g.role() {
+        proto::AttachmentRole::RoleWriter => Role::Writer,
+        proto::AttachmentRole::RoleReader => Role::Reader,
+        proto::AttachmentRole::RoleGuard => Role::Guard,
+        proto::AttachmentRole::RoleFenceIfQuiet => Role::FenceIfQuiet,
+        proto::AttachmentRole::RoleAbsent => Role::Absent,
+        proto::AttachmentRole::RoleUnknown => {
+            return Err(ConvertError::Unknown { what: "attachment role", value: g.role });
+        }
+    };
+    let map = g.map.as_ref().map(map_from_proto).transpose()?;
+    let mut goal = AttachmentGoal {
+        volume: g.volume.parse()?,
+        epoch: Epoch::new(g.epoch),
+        role,
+        map,
+        remotes: Default::default(),
+    };
+    for r in &g.remotes {
+        let disk: DiskId = r.disk.parse()?;
+        let address = r.address.parse().map_err(|_| ConvertError::Address(r.address.clone()))?;
+        let port = u16::try_from(r.port).map_err(|_| ConvertError::Port(r.port))?;
+        goal.remotes.insert(disk, Remote { host: r.host.parse()?, address, port, ready: r.ready });
+    }
+    if goal.builds() {
+        let disks = match &goal.map {
+            Some(m) if !m.map.extents().is_zero() => m.map.disks(),
+            _ => return Err(ConvertError::NoMap),
+        };
+        if let Some(d) = goal.remotes.keys().find(|d| !disks.contains(d)) {
+            return Err(ConvertError::Stranger(*d));
+        }
+    }
+    Ok(goal)
+}
+
+/// What is said about an export.
+pub fn export_to_proto(r: &ExportReport) -> proto::ObservedExport {
+    let state = match r.standing {
+        ExportStanding::Unknown => proto::ExportState::ExportUnknown,
+        ExportStanding::Serving => proto::ExportState::ExportServing,
+        ExportStanding::Fenced => proto::ExportState::ExportFenced,
+        ExportStanding::Absent => proto::ExportState::ExportAbsent,
+    };
+    proto::ObservedExport {
+        volume: r.key.volume.to_string(),
+        disk: r.key.disk.to_string(),
+        consumer: r.key.consumer.to_string(),
+        epoch: r.epoch.get(),
+        state: state.into(),
+        reason: r.reason.clone(),
+    }
+}
+
+/// What is said about an attachment.
+pub fn attachment_to_proto(r: &AttachmentReport) -> proto::ObservedAttachment {
+    let state = match r.standing {
+        Standing::Unknown => proto::AttachmentState::AttachmentUnknown,
+        Standing::Absent => proto::AttachmentState::AttachmentAbsent,
+        Standing::Fenced => proto::AttachmentState::AttachmentFenced,
+        Standing::Guarded => proto::AttachmentState::AttachmentGuarded,
+        Standing::Open => proto::AttachmentState::AttachmentOpen,
+    };
+    let device = match r.size.is_zero() {
+        true => String::new(),
+        false => dev_node_path(&DmRole::Top(r.volume).dm_name()).to_string_lossy().into_owned(),
+    };
+    proto::ObservedAttachment {
+        volume: r.volume.to_string(),
+        epoch: r.epoch.get(),
+        state: state.into(),
+        held: r.held,
+        busy: r.busy,
+        size_bytes: r.size.to_bytes().get(),
+        queueing: r.queueing.iter().map(ToString::to_string).collect(),
+        reason: r.reason.clone(),
+        device_path: device,
+    }
+}

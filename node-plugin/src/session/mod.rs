@@ -1,0 +1,327 @@
+//! The session with the controller: dialled again for ever, one at a time. Goals go in, reports come out.
+//!
+//! Invariants
+//! - A controller of a lower term than one obeyed before is refused; a higher one is kept durably before any of its
+//!   goals is taken up.
+//! - Every session begins with everything that is known; then what changes is sent, many changes in one message when
+//!   they come faster than they can be sent.
+//! - Reading and writing do not wait for each other, and heartbeats wait for neither.
+//!
+//! Must not know: what goals mean.
+
+pub mod handle;
+pub mod term;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{BuildHasher as _, Hasher as _},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use csi_proto::node::{self as proto, node_session_client::NodeSessionClient};
+use pool::ids::{NodeName, Term};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Streaming,
+    transport::{Channel, ClientTlsConfig, Endpoint},
+};
+use tracing::{info, warn};
+
+use self::{
+    handle::AgentHandle,
+    term::{TermError, TermFile},
+};
+use crate::{
+    agent::{Agent, Backoff, Goals, book::Book},
+    convert,
+    disks_api::{DiskLink, DiskOrder},
+};
+
+/// Pause before the controller is dialled again, at first and at most.
+const REDIAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+/// How long dialling, and waiting for the first message, may take.
+const ANSWER: Duration = Duration::from_secs(5);
+/// How often, and for how long at most, a silent connection is asked whether it lives.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3));
+/// Bounds on the heartbeat that a controller may ask for.
+const HEARTBEAT_MS: (u32, u32) = (100, 60_000);
+
+/// What the session needs to know.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// This node.
+    pub node: NodeName,
+    /// The controller, as a URI: `http://10.0.2.2:7000`. Its name is resolved again for each attempt.
+    pub controller: String,
+    /// TLS, where the controller wants it.
+    pub tls: Option<ClientTlsConfig>,
+    /// This boot: /proc/sys/kernel/random/boot_id.
+    pub boot_id: String,
+    /// Where other nodes reach this node's exports.
+    pub storage: SocketAddr,
+    /// Topology segments.
+    pub topology: BTreeMap<String, String>,
+    /// What the kernel can do.
+    pub features: Vec<String>,
+    /// Volumes that the node can hold at once.
+    pub max_volumes: u32,
+    /// Where the term is kept.
+    pub state_dir: PathBuf,
+}
+
+/// Why a session ended or did not begin.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("controller address {0:?} is not a URI: {1}")]
+    Address(String, #[source] tonic::transport::Error),
+    #[error("dial: {0}")]
+    Dial(#[source] tonic::transport::Error),
+    #[error("the controller says: {0}")]
+    Status(#[from] tonic::Status),
+    #[error("the controller did not answer within {ANSWER:?}")]
+    Silent,
+    #[error("the controller closed the session")]
+    Closed,
+    #[error("the first message is not a welcome")]
+    NoWelcome,
+    #[error("its term {got} is lower than {seen}, which was obeyed before: it has been replaced")]
+    OldTerm { got: Term, seen: Term },
+    #[error(transparent)]
+    Term(#[from] TermError),
+    #[error("the task that keeps the term did not end: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// The session.
+pub struct Session {
+    config: SessionConfig,
+    agent: Arc<Agent>,
+    book: Arc<Book>,
+    orders: mpsc::UnboundedSender<DiskOrder>,
+    term: Option<TermFile>,
+    channel: watch::Sender<Result<Channel, String>>,
+}
+
+impl Session {
+    /// Starts the session; it ends with the process. The handle is for the CSI service.
+    pub fn start(
+        config: SessionConfig,
+        agent: Arc<Agent>,
+        disks: DiskLink,
+    ) -> Result<AgentHandle, TermError> {
+        let term = Some(TermFile::open(&config.state_dir)?);
+        let book = agent.book();
+        let (channel, rx) = watch::channel(Err(String::new()));
+        let handle = AgentHandle::new(config.node.clone(), book.clone(), rx);
+        let DiskLink { orders, mut words } = disks;
+        let for_words = book.clone();
+        tokio::spawn(async move {
+            while let Some(w) = words.recv().await {
+                for_words.disk_word(w);
+            }
+        });
+        tokio::spawn(Self { config, agent, book, orders, term, channel }.run());
+        Ok(handle)
+    }
+
+    async fn run(mut self) {
+        let mut backoff = Backoff::new(REDIAL.0, REDIAL.1);
+        let mut last = String::new();
+        loop {
+            let mut welcomed = false;
+            let Err(e) = self.one(&mut welcomed).await;
+            let why = chain(&e);
+            if welcomed {
+                backoff.reset();
+            }
+            // The same reason again and again is said once.
+            if welcomed || why != last {
+                warn!(controller = self.config.controller, error = why, "no session, will dial again");
+            }
+            last.clone_from(&why);
+            self.channel.send_replace(Err(why));
+            tokio::time::sleep(jittered(backoff.next())).await;
+        }
+    }
+
+    async fn one(&mut self, welcomed: &mut bool) -> Result<std::convert::Infallible, SessionError> {
+        let channel = self.dial().await?;
+        let mut client = NodeSessionClient::new(channel.clone());
+        let (tx, rx) = mpsc::channel(8);
+        let hello = proto::NodeMessage { message: Some(proto::node_message::Message::Hello(self.hello())) };
+        tx.send(hello).await.map_err(|_| SessionError::Closed)?;
+        let mut inbound = timeout(client.session(ReceiverStream::new(rx))).await??.into_inner();
+        let first = timeout(inbound.message()).await??.ok_or(SessionError::Closed)?;
+        let Some(proto::controller_message::Message::Welcome(w)) = first.message else {
+            return Err(SessionError::NoWelcome);
+        };
+        self.obey(Term::new(w.term)).await?;
+        info!(controller = self.config.controller, term = w.term, version = w.version, "session");
+        *welcomed = true;
+        self.channel.send_replace(Ok(channel));
+        let heartbeat =
+            Duration::from_millis(u64::from(w.heartbeat_ms.clamp(HEARTBEAT_MS.0, HEARTBEAT_MS.1)));
+        tokio::select! {
+            e = self.read(&mut inbound) => Err(e),
+            e = self.write(&tx) => Err(e),
+            e = beat(&tx, heartbeat) => Err(e),
+        }
+    }
+
+    async fn dial(&self) -> Result<Channel, SessionError> {
+        let bad = |e| SessionError::Address(self.config.controller.clone(), e);
+        let mut e = Endpoint::from_shared(self.config.controller.clone())
+            .map_err(bad)?
+            .connect_timeout(ANSWER)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEP_ALIVE.0)
+            .keep_alive_timeout(KEEP_ALIVE.1)
+            .keep_alive_while_idle(true);
+        if let Some(tls) = &self.config.tls {
+            e = e.tls_config(tls.clone()).map_err(bad)?;
+        }
+        e.connect().await.map_err(SessionError::Dial)
+    }
+
+    fn hello(&self) -> proto::Hello {
+        let c = &self.config;
+        proto::Hello {
+            node: c.node.to_string(),
+            boot_id: c.boot_id.clone(),
+            plugin_version: env!("CARGO_PKG_VERSION").into(),
+            storage_address: c.storage.ip().to_string(),
+            storage_port: c.storage.port().into(),
+            topology: c.topology.clone().into_iter().collect(),
+            term_seen: self.term.as_ref().map_or(0, |t| t.seen().get()),
+            features: c.features.clone(),
+            max_volumes: c.max_volumes,
+        }
+    }
+
+    /// Keeps a controller's term, or refuses it.
+    async fn obey(&mut self, got: Term) -> Result<(), SessionError> {
+        let mut file = match self.term.take() {
+            Some(f) => f,
+            // An attempt to keep it was cut off: what was kept is on disk.
+            None => TermFile::open(&self.config.state_dir)?,
+        };
+        let seen = file.seen();
+        if got < seen {
+            self.term = Some(file);
+            return Err(SessionError::OldTerm { got, seen });
+        }
+        let (file, kept) = tokio::task::spawn_blocking(move || {
+            let kept = file.keep(got);
+            (file, kept)
+        })
+        .await?;
+        self.term = Some(file);
+        Ok(kept?)
+    }
+
+    async fn read(&self, inbound: &mut Streaming<proto::ControllerMessage>) -> SessionError {
+        loop {
+            match inbound.message().await {
+                Ok(Some(proto::ControllerMessage {
+                    message: Some(proto::controller_message::Message::Goals(g)),
+                })) => self.take(g),
+                // A second welcome, or a message of a later version.
+                Ok(Some(_)) => {}
+                Ok(None) => return SessionError::Closed,
+                Err(s) => return s.into(),
+            }
+        }
+    }
+
+    fn take(&self, g: proto::Goals) {
+        let mut goals = Goals { full: g.full, ..Goals::default() };
+        for e in &g.exports {
+            match convert::export_goal(e) {
+                Ok(x) => goals.exports.push(x),
+                Err(error) => warn!(volume = e.volume, disk = e.disk, %error, "export goal refused"),
+            }
+        }
+        for a in &g.attachments {
+            match convert::attachment_goal(a) {
+                Ok(x) => goals.attachments.push(x),
+                Err(error) => warn!(volume = a.volume, %error, "attachment goal refused"),
+            }
+        }
+        // A goal that could not be read is not one that was not given.
+        let all_read =
+            goals.exports.len() == g.exports.len() && goals.attachments.len() == g.attachments.len();
+        goals.full &= all_read;
+        self.agent.apply(goals);
+        if g.full {
+            let wanted: BTreeSet<_> = g.wipes.iter().map(|w| (w.disk.clone(), w.wipe)).collect();
+            self.book.forget_wipes(&wanted);
+        }
+        let disks = g.disks.into_iter().map(DiskOrder::Disk);
+        let wipes = g.wipes.into_iter().map(DiskOrder::Wipe);
+        let end = g.full.then_some(DiskOrder::FullGoalsEnd);
+        for o in disks.chain(wipes).chain(end) {
+            if self.orders.send(o).is_err() {
+                tracing::error!("nobody takes goals for disks any more");
+                return;
+            }
+        }
+    }
+
+    async fn write(&self, tx: &mpsc::Sender<proto::NodeMessage>) -> SessionError {
+        let mut report = Some(self.book.full());
+        loop {
+            if let Some(r) = report {
+                let m = proto::NodeMessage { message: Some(proto::node_message::Message::Report(r)) };
+                if tx.send(m).await.is_err() {
+                    return SessionError::Closed;
+                }
+            }
+            self.book.news().await;
+            report = self.book.delta();
+        }
+    }
+}
+
+async fn beat(tx: &mpsc::Sender<proto::NodeMessage>, every: Duration) -> SessionError {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    for sequence in 0.. {
+        ticks.tick().await;
+        let beat = proto::Heartbeat { sequence };
+        let m = proto::NodeMessage { message: Some(proto::node_message::Message::Heartbeat(beat)) };
+        if tx.send(m).await.is_err() {
+            break;
+        }
+    }
+    SessionError::Closed
+}
+
+async fn timeout<T>(f: impl Future<Output = T>) -> Result<T, SessionError> {
+    tokio::time::timeout(ANSWER, f).await.map_err(|_| SessionError::Silent)
+}
+
+/// Between half and all of a pause, so that a thousand nodes do not dial in step. Randomness: the standard
+/// library's hash keys are drawn anew for each state.
+fn jittered(d: Duration) -> Duration {
+    let mut h = std::hash::RandomState::new().build_hasher();
+    h.write_u8(0);
+    d / 2 + d.mul_f64((h.finish() % 1024) as f64 / 2048.0)
+}
+
+/// An error with its causes: tonic hides the reason of a failed dial in them.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut s = e.to_string();
+    let mut source = e.source();
+    while let Some(c) = source {
+        let t = c.to_string();
+        if !s.contains(&t) {
+            s += &format!(": {t}");
+        }
+        source = c.source();
+    }
+    s
+}
