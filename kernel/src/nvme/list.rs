@@ -27,7 +27,9 @@ impl Nvme {
             let Some(uuid) = sysfs::read_opt(&d.join("uuid"))?.and_then(|u| u.parse().ok()) else { continue };
             let read = || Ok((read_namespace(&d, &name)?, sysfs::read_num(&d.join("size"))?));
             match read() {
-                Ok((Some(block), size)) => out.push(ListedNamespace { uuid, block, size: Sectors::new(size) }),
+                Ok((Some(block), size)) => {
+                    out.push(ListedNamespace { uuid, block, size: Sectors::new(size) })
+                }
                 Ok((None, _)) => {}
                 Err(e) if sysfs::is_gone(&e) => {}
                 Err(e) => return Err(e.into()),
@@ -56,7 +58,9 @@ mod tests {
             fs::create_dir_all(p.parent().unwrap()).unwrap();
             fs::write(p, v).unwrap();
         };
-        for (name, hidden, n) in [("nvme0n1", "0", 1), ("nvme0c0n1", "1", 1), ("nvme0n2", "0", 2), ("vda", "0", 3)] {
+        for (name, hidden, n) in
+            [("nvme0n1", "0", 1), ("nvme0c0n1", "1", 1), ("nvme0n2", "0", 2), ("vda", "0", 3)]
+        {
             put(&format!("block/{name}/uuid"), &format!("{}\n", SliceId::from_u128(n)));
             put(&format!("block/{name}/hidden"), hidden);
             put(&format!("block/{name}/dev"), "259:1\n");
@@ -66,7 +70,8 @@ mod tests {
         }
         put("block/nvme0n2/holders/dm-0", "");
         let nvme = Nvme::at(t.path(), "/dev/null");
-        let found: Vec<_> = nvme.namespaces().unwrap().into_iter().map(|n| (n.block.name, n.uuid, n.size)).collect();
+        let found: Vec<_> =
+            nvme.namespaces().unwrap().into_iter().map(|n| (n.block.name, n.uuid, n.size)).collect();
         let want = |name: &str, n| (name.to_owned(), SliceId::from_u128(n), Sectors::new(2048));
         assert_eq!(found, [want("nvme0n1", 1), want("nvme0n2", 2)]);
         assert!(nvme.is_held("nvme0n2").unwrap());

@@ -162,8 +162,12 @@ pub trait Ground: Send + Sync + 'static {
 
     /// The namespaces of a subsystem by uuid, with their numbers.
     fn exported(&self, disk: DiskId, consumer: &NodeName) -> Result<BTreeMap<SliceId, u32>>;
-    /// Makes a slice reachable under this number (`None`: a free one); its number. No-op when it stands.
+    /// Makes a slice's namespace under this number (`None`: a free one), reachable as soon as its subsystem is
+    /// linked; its number. No-op when it stands.
     fn export(&self, spec: &ExportSpec, nsid: Option<u32>) -> Result<u32>;
+    /// Makes a slice's subsystem reachable. After a boot all its namespaces must stand before: an initiator that
+    /// reconnects drops those that it does not find, and they come back under other device numbers.
+    fn link(&self, spec: &ExportSpec) -> Result<()>;
     /// Tells the consumer about a slice's new size.
     fn resize_export(&self, spec: &ExportSpec, nsid: u32) -> Result<()>;
     /// Takes a namespace away, and its subsystem when that was the last one.

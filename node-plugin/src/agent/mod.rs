@@ -144,6 +144,9 @@ impl Agent {
         let mut t = self.lock();
         if goals.full {
             self.forget_gone(&mut t, &goals);
+            let served = |g: &&ExportGoal| g.state == pool::goals::ExportState::Serving;
+            let fresh = |k: &&ExportKey| !t.exports.contains_key(*k);
+            self.ctx.subsystems.expect(goals.exports.iter().filter(served).map(|g| &g.key).filter(fresh));
         }
         for g in goals.exports {
             if let Some(e) = t.exports.get_mut(&g.key) {

@@ -82,14 +82,14 @@ impl Kernel {
 }
 
 /// Lazily opened shared handle.
-fn opened<'a, T, E>(
-    cell: &'a std::sync::OnceLock<T>,
+fn opened<T, E>(
+    cell: &std::sync::OnceLock<T>,
     open: impl FnOnce() -> std::result::Result<T, E>,
-) -> std::result::Result<&'a T, E> {
+) -> std::result::Result<&T, E> {
     if cell.get().is_none() {
         let made = open()?;
         // Somebody else may have been faster; either serves.
-        if cell.set(made).is_err() {}
+        drop(cell.set(made));
     }
     Ok(cell.get().expect("set just now or before"))
 }
@@ -246,12 +246,17 @@ impl Ground for Kernel {
             None => nvmet.free_nsid(&nqn)?,
         };
         nvmet.ensure_namespace(&nqn, &spec)?;
+        Ok(spec.nsid)
+    }
+
+    fn link(&self, e: &ExportSpec) -> Result<()> {
+        let (nvmet, nqn) = (Nvmet::open()?, self.spec(e).0);
         let port = {
             let _one_at_a_time = self.port.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             nvmet.ensure_port(&self.listen)?.0
         };
         nvmet.ensure_linked(port, &nqn)?;
-        Ok(spec.nsid)
+        Ok(())
     }
 
     fn resize_export(&self, e: &ExportSpec, nsid: u32) -> Result<()> {

@@ -17,7 +17,7 @@ impl Backoff {
     }
 
     /// The pause to make now.
-    pub fn next(&mut self) -> Duration {
+    pub fn pause(&mut self) -> Duration {
         let now = self.next;
         self.next = (now * 2).min(self.longest);
         now
@@ -37,8 +37,8 @@ mod tests {
     fn pauses_double_up_to_the_longest() {
         let s = Duration::from_secs;
         let mut b = Backoff::new(s(1), s(5));
-        assert_eq!([b.next(), b.next(), b.next(), b.next()], [s(1), s(2), s(4), s(5)]);
+        assert_eq!([b.pause(), b.pause(), b.pause(), b.pause()], [s(1), s(2), s(4), s(5)]);
         b.reset();
-        assert_eq!(b.next(), s(1));
+        assert_eq!(b.pause(), s(1));
     }
 }

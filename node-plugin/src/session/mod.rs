@@ -143,8 +143,8 @@ impl Session {
                 warn!(controller = self.config.controller, error = why, "no session, will dial again");
             }
             last.clone_from(&why);
-            self.channel.send_replace(Err(why));
-            tokio::time::sleep(jittered(backoff.next())).await;
+            drop(self.channel.send_replace(Err(why)));
+            tokio::time::sleep(jittered(backoff.pause())).await;
         }
     }
 
@@ -162,7 +162,7 @@ impl Session {
         self.obey(Term::new(w.term)).await?;
         info!(controller = self.config.controller, term = w.term, version = w.version, "session");
         *welcomed = true;
-        self.channel.send_replace(Ok(channel));
+        drop(self.channel.send_replace(Ok(channel)));
         let heartbeat =
             Duration::from_millis(u64::from(w.heartbeat_ms.clamp(HEARTBEAT_MS.0, HEARTBEAT_MS.1)));
         tokio::select! {

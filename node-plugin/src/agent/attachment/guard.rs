@@ -46,8 +46,7 @@ impl Watch {
                 match ground.holds_write(&role) {
                     Ok(true) => {
                         // An error means that nobody watches any more.
-                        if tx.send(()).is_err() {}
-                        return;
+                        return tx.send(()).unwrap_or_default();
                     }
                     Ok(false) => std::thread::sleep(PAUSE),
                     Err(e) => {

@@ -305,7 +305,7 @@ impl Worker {
             let body = move || {
                 let ticket = Ticket { newest: &newest, mine };
                 // An error means that the worker is gone.
-                run_top(&*ground, &input, &legs, &ticket, &|s| if seen_tx.send((mine, s.clone())).is_err() {})
+                run_top(&*ground, &input, &legs, &ticket, &|s| drop(seen_tx.send((mine, s.clone()))))
             };
             match ctx.calls.run(what, body).await {
                 Ok(r) => r,
@@ -342,8 +342,8 @@ impl Worker {
                 (String::new(), None)
             }
             End::Busy | End::Superseded => (String::new(), None),
-            End::Wait(why) => (why, Some(now + self.failed.next())),
-            End::InUse(why) => (why, Some(now + self.in_use.next())),
+            End::Wait(why) => (why, Some(now + self.failed.pause())),
+            End::InUse(why) => (why, Some(now + self.in_use.pause())),
             End::Failed(e) => {
                 match e.class() {
                     Class::Transient | Class::Busy | Class::OutcomeUnknown => {
@@ -353,11 +353,11 @@ impl Worker {
                         tracing::error!(epoch = %self.goal.epoch, error = %e, "not reached");
                     }
                 }
-                (e.to_string(), Some(now + self.failed.next()))
+                (e.to_string(), Some(now + self.failed.pause()))
             }
             End::Unsettled(what) => {
                 tracing::error!(what, "the kernel does not show what was set");
-                (format!("the kernel does not show what was set: {what}"), Some(now + self.failed.next()))
+                (format!("the kernel does not show what was set: {what}"), Some(now + self.failed.pause()))
             }
         };
         self.say();

@@ -292,7 +292,7 @@ fn fence(i: &Input, seen: &Seen) -> Option<Act> {
     let top = seen.top.as_ref()?;
     let table = top.table.as_ref()?;
     if is_fence(table) && !top.suspended {
-        return top.preloaded.then(|| Act::Clear(DmRole::Top(i.goal.volume)));
+        return top.preloaded.then_some(Act::Clear(DmRole::Top(i.goal.volume)));
     }
     if let (true, Some(leg)) = (is_guard(table), seen.write_leg.as_ref())
         && let Some(t) = leg.table.as_ref().filter(|t| !fails_writes(t))

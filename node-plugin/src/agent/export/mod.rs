@@ -164,6 +164,9 @@ impl Worker {
             // The size may change: the consumer has to be told.
             self.exported = Exported::Unknown;
         }
+        if goal.state != ExportState::Serving {
+            self.ctx.subsystems.unexpect(&goal.key);
+        }
         self.goal = goal;
         (self.seen, self.settled) = (None, false);
         self.trouble.clear();
@@ -290,7 +293,7 @@ impl Worker {
 
     fn wait(&mut self, why: String) {
         self.trouble = why;
-        self.retry_at = Some(Instant::now() + self.backoff.next());
+        self.retry_at = Some(Instant::now() + self.backoff.pause());
     }
 
     fn say(&mut self) {
