@@ -15,6 +15,8 @@ pub mod model;
 pub mod real;
 pub mod resolve;
 mod retry;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
