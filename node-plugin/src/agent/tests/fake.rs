@@ -82,6 +82,12 @@ impl Fake {
         self.changed.notify_all();
     }
 
+    /// The kernel gives notice that something about imports has changed.
+    pub(crate) fn notify(&self) {
+        let _world = self.lock();
+        self.changed.notify_all();
+    }
+
     fn act(&self, what: &str, role: &DmRole) -> Result<()> {
         let alive = self.left.try_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
             if n == u64::MAX { Some(n) } else { n.checked_sub(1) }

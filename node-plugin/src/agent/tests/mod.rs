@@ -353,6 +353,8 @@ fn a_path_that_came_back_is_taken_up_and_a_new_one_too() {
         w.fabric.imports.get_mut(&slice).unwrap().live = live;
     };
     fail(false);
+    k.notify();
+    life.wait("the view", || !life.agent.ctx.imports.import(V, REMOTE).unwrap().live);
     life.attach(goal(V, 2, Role::Writer, 8));
     life.wait("queueing", || life.agent.book().full().attachments.iter().any(|a| !a.queueing.is_empty()));
     assert!(!k.lock().log.iter().any(|l| l.starts_with("reinstate")), "not while its controller is away");
