@@ -116,6 +116,29 @@ impl Bytes {
         Self(n << 30)
     }
 
+    /// Reads a quantity as Kubernetes writes them: a whole number of bytes, or of `Ki`, `Mi`, `Gi`, `Ti`, `Pi`, `k`, `M`,
+    /// `G`, `T` or `P`. Digits only: no sign, no spaces, no second spelling by leading zeros.
+    pub fn parse_quantity(s: &str) -> Option<Self> {
+        const UNITS: [(&str, u64); 10] = [
+            ("Ki", 1 << 10),
+            ("Mi", 1 << 20),
+            ("Gi", 1 << 30),
+            ("Ti", 1 << 40),
+            ("Pi", 1 << 50),
+            ("k", 1_000),
+            ("M", 1_000_000),
+            ("G", 1_000_000_000),
+            ("T", 1_000_000_000_000),
+            ("P", 1_000_000_000_000_000),
+        ];
+        let (digits, unit) =
+            UNITS.iter().find_map(|(u, n)| s.strip_suffix(u).map(|d| (d, *n))).unwrap_or((s, 1));
+        let plain = !digits.is_empty()
+            && digits.bytes().all(|b| b.is_ascii_digit())
+            && (digits == "0" || !digits.starts_with('0'));
+        if plain { digits.parse::<u64>().ok()?.checked_mul(unit).map(Self) } else { None }
+    }
+
     /// As sectors, or `None` when it is not a whole number of them.
     pub const fn to_sectors_exact(self) -> Option<Sectors> {
         if self.0.is_multiple_of(SECTOR) { Some(Sectors(self.0 / SECTOR)) } else { None }
@@ -280,6 +303,16 @@ mod tests {
         assert_eq!(e.extents_round_down(Bytes::new((16 << 20) - 1)), Extents::ZERO);
         assert_eq!(e.sectors_of(Extents::new(2)), Sectors::new(65536));
         assert_eq!(Bytes::new(513).to_sectors_exact(), None);
+    }
+
+    #[test]
+    fn quantities_are_read_as_kubernetes_writes_them() {
+        for (s, n) in [("0", 0), ("16Mi", 16 << 20), ("1Gi", 1 << 30), ("500M", 500_000_000), ("7", 7)] {
+            assert_eq!(Bytes::parse_quantity(s), Some(Bytes::new(n)), "{s}");
+        }
+        for s in ["", "Mi", "1.5Gi", "-1", "+1", "1 Gi", "1gi", "01", "99999999999Pi"] {
+            assert_eq!(Bytes::parse_quantity(s), None, "{s}");
+        }
     }
 
     #[test]

@@ -168,22 +168,6 @@ fn parse_u64(s: &str) -> Option<u64> {
     if plain { s.parse().ok() } else { None }
 }
 
-/// Bytes as a plain number or a whole Kubernetes quantity (`64Ki`, `100Mi`, `1G`).
-fn parse_bytes(s: &str) -> Option<Bytes> {
-    const UNITS: [(&str, u64); 8] = [
-        ("Ki", 1 << 10),
-        ("Mi", 1 << 20),
-        ("Gi", 1 << 30),
-        ("Ti", 1 << 40),
-        ("k", 1_000),
-        ("M", 1_000_000),
-        ("G", 1_000_000_000),
-        ("T", 1_000_000_000_000),
-    ];
-    let (digits, unit) = UNITS.iter().find_map(|(u, n)| s.strip_suffix(u).map(|d| (d, *n))).unwrap_or((s, 1));
-    parse_u64(digits)?.checked_mul(unit).map(Bytes::new)
-}
-
 impl VolumeParams {
     /// Reads what a StorageClass gives: keys and values exactly as spelled in the documents.
     pub fn parse<K: Into<String>, V: Into<String>>(
@@ -304,7 +288,7 @@ fn parse_chunk(bag: &mut Bag) -> Sectors {
     let default = Sectors::new(DEFAULT_CHUNK.get() / crate::units::SECTOR);
     bag.only_with("replicas", "layout: mirrored, which is not supported yet");
     let Some(v) = bag.left.remove("stripeChunk") else { return default };
-    let chunk = parse_bytes(&v)
+    let chunk = Bytes::parse_quantity(&v)
         .filter(|b| b.get().is_power_of_two() && (MIN_CHUNK..=MAX_CHUNK).contains(b))
         .and_then(Bytes::to_sectors_exact);
     if chunk.is_none() {
@@ -346,7 +330,7 @@ fn parse_limits(bag: &mut Bag) -> Limits {
         n
     });
     let throughput = bag.left.remove("throughput").and_then(|v| {
-        let b = parse_bytes(&v).filter(|b| !b.is_zero());
+        let b = Bytes::parse_quantity(&v).filter(|b| !b.is_zero());
         if b.is_none() {
             bag.problem(
                 "throughput",
