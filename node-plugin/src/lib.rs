@@ -1,7 +1,10 @@
 //! The node plugin: claims disks, builds device stacks, exports and imports slices, serves the CSI Node service.
 
 pub mod agent;
+pub mod config;
 pub mod convert;
+pub mod csi;
+pub mod disks;
 pub mod disks_api;
 pub mod session;
 pub mod volumes_api;

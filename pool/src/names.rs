@@ -81,6 +81,18 @@ impl DmRole {
     }
 }
 
+/// Name and UUID of the small device that holds a served disk. Device-mapper opens what it maps exclusively, for
+/// itself: while it stands, tables of ours may map the disk, and mkfs, mount and the like are refused.
+pub fn disk_hold(disk: DiskId) -> (String, String) {
+    (format!("weir-hold-{disk}"), format!("{DM_UUID_PREFIX}hold-{}", disk.simple()))
+}
+
+/// The disk that a device-mapper UUID of [`disk_hold`] names.
+pub fn parse_disk_hold(dm_uuid: &str) -> Option<DiskId> {
+    let disk: DiskId = dm_uuid.strip_prefix(DM_UUID_PREFIX)?.strip_prefix("hold-")?.parse().ok()?;
+    (disk_hold(disk).1 == dm_uuid).then_some(disk)
+}
+
 /// What every NQN of Weir begins with. The date is that of the name's first use, as the NVMe base specification
 /// asks.
 pub const NQN_PREFIX: &str = "nqn.2026-01.storage.weir:";
@@ -169,6 +181,16 @@ mod tests {
         {
             assert_eq!(DmRole::parse(foreign), None, "{foreign}");
         }
+    }
+
+    #[test]
+    fn a_hold_is_no_role_and_reads_back() {
+        let d = DiskId::from_u128(u128::MAX);
+        let (name, uuid) = disk_hold(d);
+        assert!(name.len() <= 127 && uuid.len() <= 127);
+        assert_eq!(parse_disk_hold(&uuid), Some(d));
+        assert_eq!(DmRole::parse(&uuid), None);
+        assert!(roles().iter().all(|r| parse_disk_hold(&r.dm_uuid()).is_none()));
     }
 
     #[test]

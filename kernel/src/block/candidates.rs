@@ -56,9 +56,14 @@ pub struct Candidate {
 /// All whole disks of this node with the verdict on each. `also` names kernel names that are taken in although
 /// their kind is left out (a loop device for a trial).
 pub fn candidates(also: &[&str]) -> Result<Vec<Candidate>, BlockError> {
+    candidates_where(also, &|_| true)
+}
+
+/// As [`candidates`], but only looking at those disks whose kernel name is wanted: the others are not opened.
+pub fn candidates_where(also: &[&str], wanted: &dyn Fn(&str) -> bool) -> Result<Vec<Candidate>, BlockError> {
     let mounted = mounted_devices()?;
     let mut out = Vec::new();
-    for name in sysfs::names(Path::new("/sys/block"))? {
+    for name in sysfs::names(Path::new("/sys/block"))?.into_iter().filter(|n| wanted(n)) {
         match candidate(&name, also, &mounted) {
             Ok(c) => out.extend(c),
             // Gone while it was looked at.

@@ -9,7 +9,7 @@ mod device;
 mod stat;
 mod zero;
 
-pub use candidates::{Candidate, Rejected, candidates, find_disk};
+pub use candidates::{Candidate, Rejected, candidates, candidates_where, find_disk};
 pub use device::{BlockDevice, Identity, Limits};
 pub use stat::{DiskStat, Inflight, parse_diskstats};
 pub use zero::{DEFAULT_CHUNK, Progress, flush, zero_range};
