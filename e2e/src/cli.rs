@@ -1,9 +1,9 @@
-//! The command line: parses, calls the library, prints. `test`, `demo` and `bench` stand beside `lab` as they come.
+//! The command line: parses, calls the library, prints. `demo` comes beside `lab`, `test` and `bench`.
 
 mod doctor;
 mod lab;
 
-use crate::runner;
+use crate::{bench, runner};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -36,6 +36,11 @@ enum Command {
         #[arg(long)]
         list: bool,
     },
+    /// Measure.
+    Bench {
+        #[command(subcommand)]
+        what: Bench,
+    },
     /// The inside of a node; not for people.
     #[command(hide = true)]
     Agent {
@@ -45,11 +50,23 @@ enum Command {
 }
 
 #[derive(Debug, Subcommand)]
+enum Bench {
+    /// The data path beside bare devices, the pause of a cut-over, many volumes on a node: about 20 minutes under
+    /// emulation.
+    Path(bench::Options),
+}
+
+#[derive(Debug, Subcommand)]
 enum AgentPart {
     /// Process 1.
     Boot,
     /// The server that it starts.
     Serve,
+    /// What writes to a device when pauses are measured.
+    Writer {
+        /// The device.
+        device: String,
+    },
 }
 
 /// Runs what the command line asks for.
@@ -77,6 +94,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Test { names, list: false } => {
             let tally = runner::run(&names)?;
             Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Bench { what: Bench::Path(options) } => bench::path(&options).map(|()| ExitCode::SUCCESS),
+        Command::Agent { part: AgentPart::Writer { device } } => {
+            bench::serve_writer(&device).map(|()| ExitCode::SUCCESS)
         }
         Command::Agent { part: AgentPart::Boot } => crate::agent::boot().map(|()| ExitCode::FAILURE),
         Command::Agent { part: AgentPart::Serve } => crate::agent::serve().map(|()| ExitCode::FAILURE),

@@ -4,6 +4,7 @@
 //! they say to each other. Tests start at [`lab::Lab::builder`]. Nothing here knows the inside of Weir's own crates.
 
 pub mod agent;
+pub mod bench;
 pub mod cli;
 pub mod cluster;
 pub mod lab;

@@ -267,6 +267,16 @@ impl NodeCsi<'_> {
         self.clients.runtime.block_on(self.client.clone().node_expand_volume(self.request(request))).map(drop)
     }
 
+    /// NodeGetInfo; returns the node's id.
+    ///
+    /// # Errors
+    /// As the plugin says.
+    pub fn info(&self) -> Result<String, Status> {
+        let request = self.request(csi::NodeGetInfoRequest {});
+        let answer = self.clients.runtime.block_on(self.client.clone().node_get_info(request))?;
+        Ok(answer.into_inner().node_id)
+    }
+
     /// Stages and publishes.
     ///
     /// # Errors

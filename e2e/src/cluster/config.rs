@@ -28,17 +28,19 @@ impl Ports {
 
 pub(super) fn controller(spec: &Spec, ports: Ports, dir: &Path) -> String {
     let tls = dir.join("tls");
+    let serials: Vec<_> = (0..spec.pool_disks()).map(|disk| format!("'weir-n*-d{disk}'")).collect();
     format!(
         "listen:\n  csi: tcp://127.0.0.1:{csi}\n  nodes: 127.0.0.1:{nodes}\n\
          tls: {{ca: {tls}/ca.crt, cert: {tls}/controller.crt, key: {tls}/controller.key}}\n\
          store:\n  path: {store}\n\
          pools:\n- apiVersion: weir.storage/v1alpha1\n  kind: StoragePool\n  metadata:\n    name: default\n  spec:\n    \
-         extentSize: {extent}\n    freshDisks: {fresh}\n    devices:\n    - serials: ['weir-*']\n",
+         extentSize: {extent}\n    freshDisks: {fresh}\n    devices:\n    - serials: [{serials}]\n",
         csi = ports.csi,
         nodes = ports.nodes,
         tls = tls.display(),
         store = dir.join("controller.redb").display(),
         extent = spec.extent_size,
+        serials = serials.join(", "),
         fresh = if spec.trust_fresh_disks { "trust" } else { "wipe" },
     )
 }

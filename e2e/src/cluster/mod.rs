@@ -38,6 +38,8 @@ pub struct Spec {
     pub nodes: u8,
     /// Pool disks of each.
     pub disks: u8,
+    /// So many of them, the first ones, belong to the pool; the others are the test's own. `None`: all.
+    pub pool_disks: Option<u8>,
     /// Bytes of each disk.
     pub disk_size: u64,
     /// Bytes of an extent.
@@ -56,12 +58,20 @@ impl Default for Spec {
         Self {
             nodes: 3,
             disks: 1,
+            pool_disks: None,
             disk_size: 1 << 30,
             extent_size: 4 << 20,
             memory: 640,
             trust_fresh_disks: false,
             persistent: None,
         }
+    }
+}
+
+impl Spec {
+    /// Disks of a node that belong to the pool.
+    pub fn pool_disks(&self) -> u8 {
+        self.pool_disks.unwrap_or(self.disks).min(self.disks)
     }
 }
 
@@ -308,7 +318,7 @@ impl Cluster {
     /// # Errors
     /// They did not; with the survey and the end of the logs.
     pub fn wait_for_disks(&self) -> Result<()> {
-        let want = usize::from(self.spec.nodes) * usize::from(self.spec.disks);
+        let want = usize::from(self.spec.nodes) * usize::from(self.spec.pool_disks());
         self.wait_survey(&format!("{want} disks to serve"), |s| {
             let disks = s["disks"].as_array().map_or(&[][..], Vec::as_slice);
             let ok = |d: &Value| d["state"].as_str() == Some("Serving") && d["unwiped"].as_u64() == Some(0);

@@ -1,0 +1,328 @@
+//! What was measured, as JSON and as tables for people.
+
+use std::{collections::BTreeMap, fmt::Write as _};
+
+use anyhow::Result;
+use comfy_table::{Table, presets};
+use serde::Serialize;
+
+use super::{
+    Effort,
+    cutover::Cutover,
+    density::Density,
+    fio::{Case, Unit},
+    stats::{Spread, percentile, ratios, spread},
+    targets::Target,
+};
+use crate::cluster::Cluster;
+
+/// A local volume should do this share of the bare device.
+pub(super) const LOCAL_TARGET: f64 = 0.98;
+/// A borrowed one this share of plain NVMe over TCP.
+pub(super) const REMOTE_TARGET: f64 = 0.95;
+/// A cut-over should hold a write no longer.
+pub(super) const PAUSE_TARGET_MS: f64 = 100.0;
+
+/// Completion latency of one measurement.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Latency {
+    pub(super) p50_us: f64,
+    pub(super) p99_us: f64,
+}
+
+/// A case with what each target did in each round.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct CaseReport {
+    pub(super) case: &'static str,
+    pub(super) unit: &'static str,
+    pub(super) rounds: BTreeMap<&'static str, Vec<f64>>,
+    /// The same of the targets that are there to show the noise.
+    pub(super) controls: BTreeMap<&'static str, Vec<f64>>,
+    pub(super) latency: BTreeMap<&'static str, Vec<Latency>>,
+}
+
+impl CaseReport {
+    pub(super) fn new(case: Case) -> Self {
+        let unit: Unit = case.unit;
+        Self {
+            case: case.name,
+            unit: unit.as_str(),
+            rounds: BTreeMap::new(),
+            controls: BTreeMap::new(),
+            latency: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, target: Target, value: f64, latency: Latency) {
+        let of = if target.is_control() { &mut self.controls } else { &mut self.rounds };
+        of.entry(target.as_str()).or_default().push(value);
+        self.latency.entry(target.as_str()).or_default().push(latency);
+    }
+
+    fn values(&self, target: Target) -> &[f64] {
+        let of = if target.is_control() { &self.controls } else { &self.rounds };
+        of.get(target.as_str()).map_or(&[], Vec::as_slice)
+    }
+
+    /// The target over its base, round by round.
+    pub(super) fn ratios(&self, target: Target) -> Vec<f64> {
+        ratios(self.values(target), self.values(target.base()))
+    }
+
+    /// The same in the last round.
+    pub(super) fn last_ratio(&self, target: Target) -> f64 {
+        self.ratios(target).last().copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// Where it was measured.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Machine {
+    accelerator: String,
+    kernel: String,
+    host_cpus: usize,
+    node_memory_mib: u32,
+}
+
+/// All results of a run.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Report {
+    pub(super) machine: Machine,
+    pub(super) rounds: u32,
+    pub(super) seconds_each: u32,
+    pub(super) region_bytes: u64,
+    pub(super) cases: Vec<CaseReport>,
+    pub(super) cutover_ms: BTreeMap<String, Vec<f64>>,
+    pub(super) cutover_more: BTreeMap<String, Cutover>,
+    pub(super) stage_ms: Vec<f64>,
+    pub(super) density: Option<Density>,
+}
+
+impl Report {
+    /// Of a cluster on which nothing has been measured yet.
+    pub(super) fn of(c: &Cluster, effort: Effort) -> Result<Self> {
+        let machine = Machine {
+            accelerator: c.lab().config().accel.as_str().to_owned(),
+            kernel: c.lab().kernel().to_owned(),
+            host_cpus: std::thread::available_parallelism()?.get(),
+            node_memory_mib: c.spec().memory,
+        };
+        Ok(Self {
+            machine,
+            rounds: effort.rounds,
+            seconds_each: effort.seconds,
+            region_bytes: effort.region,
+            cases: Vec::new(),
+            cutover_ms: BTreeMap::new(),
+            cutover_more: BTreeMap::new(),
+            stage_ms: Vec::new(),
+            density: None,
+        })
+    }
+}
+
+/// The tables.
+pub(super) fn render(r: &Report) -> String {
+    let mut out = String::new();
+    let mut part = |title: &str, table: Option<Table>| {
+        if let Some(table) = table {
+            // Writing to a String cannot fail.
+            writeln!(out, "\n{title}\n{table}").expect("write to a string");
+        }
+    };
+    let m = &r.machine;
+    part(
+        &format!(
+            "Local, as share of the bare disk (raw): median (least to greatest of {} rounds); {}, kernel {}",
+            r.rounds, m.accelerator, m.kernel
+        ),
+        ratio_table(r, Target::Raw, LOCAL_TARGET),
+    );
+    part("Borrowed, as share of plain NVMe over TCP", ratio_table(r, Target::NvmeTcp, REMOTE_TARGET));
+    part("Cut-over: a write held on the target, in ms", cutover_table(r));
+    part("Density", density_table(r));
+    out
+}
+
+fn table(header: Vec<String>) -> Table {
+    let mut t = Table::new();
+    t.load_style(presets::NOTHING).set_header(header);
+    t
+}
+
+fn ratio_table(r: &Report, base: Target, goal: f64) -> Option<Table> {
+    if r.cases.is_empty() {
+        return None;
+    }
+    let targets: Vec<Target> = Target::ALL.into_iter().filter(|t| t.base() == base && *t != base).collect();
+    let mut header = vec!["case".to_owned(), base.as_str().to_owned()];
+    header.extend(targets.iter().map(|t| t.as_str().to_owned()));
+    header.push(format!("weir: goal {goal}"));
+    let mut out = table(header);
+    for case in &r.cases {
+        let mut row = vec![case.case.to_owned()];
+        row.push(
+            spread(case.values(base)).map_or(String::new(), |s| format!("{:.0} {}", s.median, case.unit)),
+        );
+        row.extend(targets.iter().map(|t| render_spread(spread(&case.ratios(*t)))));
+        row.push(verdict(case, base, goal));
+        out.add_row(row);
+    }
+    Some(out)
+}
+
+fn render_spread(s: Option<Spread>) -> String {
+    s.map_or(String::new(), |s| format!("{:.3} ({:.3} to {:.3})", s.median, s.min, s.max))
+}
+
+/// Whether Weir's median reaches the goal, or misses it by no more than two devices that are alike differ.
+pub(super) fn verdict(case: &CaseReport, base: Target, goal: f64) -> String {
+    let (weir, control) = if base == Target::Raw {
+        (Target::WeirLocal, Target::RawAgain)
+    } else {
+        (Target::WeirRemote, Target::NvmeTcpAgain)
+    };
+    let (Some(weir), Some(noise)) = (spread(&case.ratios(weir)), spread(&case.ratios(control))) else {
+        return String::new();
+    };
+    let word = if weir.median >= goal {
+        "reached"
+    } else if weir.median >= goal.min(noise.min) {
+        "within noise"
+    } else {
+        "missed"
+    };
+    word.to_owned()
+}
+
+fn cutover_table(r: &Report) -> Option<Table> {
+    if r.cutover_more.is_empty() {
+        return None;
+    }
+    let header =
+        ["volume", "migrations", "least", "median", "p95", "greatest", "goal", "usual write", "to stage"];
+    let mut out = table(header.map(str::to_owned).to_vec());
+    for (name, c) in &r.cutover_more {
+        let Some(s) = spread(&c.hold_ms) else { continue };
+        let of = |sample: &[f64]| spread(sample).map_or(String::new(), |s| format!("{:.1}", s.median));
+        let p95 = percentile(&c.hold_ms, 0.95).unwrap_or(f64::NAN);
+        let goal = if s.max <= PAUSE_TARGET_MS { "reached" } else { "missed" };
+        out.add_row([
+            name.clone(),
+            c.hold_ms.len().to_string(),
+            format!("{:.1}", s.min),
+            format!("{:.1}", s.median),
+            format!("{p95:.1}"),
+            format!("{:.1}", s.max),
+            format!("{PAUSE_TARGET_MS:.0}: {goal}"),
+            of(&c.running_p50_ms),
+            of(&c.stage_ms),
+        ]);
+    }
+    Some(out)
+}
+
+fn density_table(r: &Report) -> Option<Table> {
+    let d = r.density.as_ref()?;
+    let at = |sample: &[f64], p| percentile(sample, p).map_or(String::new(), |v| format!("{v:.0} ms"));
+    let mut out = table(vec!["what".to_owned(), "value".to_owned()]);
+    let mut row = |what: String, value: String| {
+        out.add_row([what, value]);
+    };
+    row("volumes on the node".to_owned(), d.volumes.to_string());
+    for (what, sample) in
+        [("stage", &d.stage_ms), ("stage, borrowed ones", &d.stage_borrowed_ms), ("create", &d.create_ms)]
+    {
+        row(format!("{what}, p50 / p99"), format!("{} / {}", at(sample, 0.5), at(sample, 0.99)));
+    }
+    row("plugin restarted: answers after".to_owned(), format!("{:.0} ms", d.restart_answers_ms));
+    row("has confirmed a volume after".to_owned(), format!("{:.0} ms", d.restart_confirms_ms));
+    row("has confirmed all after".to_owned(), format!("{:.0} ms", d.restart_confirms_all_ms));
+    row(
+        "a write meanwhile, usual / longest".to_owned(),
+        format!("{:.1} / {:.1} ms", d.restart_write_p50_ms, d.restart_write_max_ms),
+    );
+    for (what, m) in [("before", d.memory_before), ("after", d.memory_after)] {
+        row(
+            format!("plugin's memory {what}: RSS / of it anonymous / peak"),
+            format!("{} / {} / {} KiB", m.rss_kib, m.anon_kib, m.peak_kib),
+        );
+    }
+    Some(out)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::bench::fio::CASES;
+
+    pub(in crate::bench) fn case(weir: f64, again: f64) -> CaseReport {
+        let mut c = CaseReport::new(CASES[0]);
+        let latency = Latency { p50_us: 1.0, p99_us: 2.0 };
+        for t in Target::ALL {
+            let value = match t {
+                Target::WeirLocal | Target::WeirRemote => weir,
+                Target::RawAgain | Target::NvmeTcpAgain => again,
+                _ => 1.0,
+            };
+            c.add(t, value * 1000.0, latency);
+            c.add(t, value * 1010.0, latency);
+        }
+        c
+    }
+
+    pub(in crate::bench) fn report() -> Report {
+        let machine = Machine {
+            accelerator: "tcg".to_owned(),
+            kernel: "6.1".to_owned(),
+            host_cpus: 2,
+            node_memory_mib: 640,
+        };
+        let hold_ms = vec![40.0, 60.0, 55.0];
+        let cutover = Cutover { hold_ms: hold_ms.clone(), ..Cutover::default() };
+        Report {
+            machine,
+            rounds: 2,
+            seconds_each: 1,
+            region_bytes: 1 << 20,
+            cases: vec![case(0.97, 1.01)],
+            cutover_ms: BTreeMap::from([("1GiB".to_owned(), hold_ms)]),
+            cutover_more: BTreeMap::from([("1GiB".to_owned(), cutover)]),
+            stage_ms: vec![1.0],
+            density: Some(Density::default()),
+        }
+    }
+
+    #[test]
+    fn the_verdict_knows_the_noise() {
+        assert_eq!(verdict(&case(0.99, 1.0), Target::Raw, LOCAL_TARGET), "reached");
+        assert_eq!(verdict(&case(0.97, 0.96), Target::Raw, LOCAL_TARGET), "within noise");
+        assert_eq!(verdict(&case(0.95, 0.97), Target::Raw, LOCAL_TARGET), "missed");
+        assert_eq!(verdict(&case(0.95, 0.97), Target::NvmeTcp, REMOTE_TARGET), "reached");
+    }
+
+    #[test]
+    fn the_json_has_the_promised_shape() {
+        let json = serde_json::to_value(report()).unwrap();
+        let case = &json["cases"][0];
+        assert_eq!(
+            (case["case"].as_str(), case["unit"].as_str()),
+            (Some("4k randread depth 1"), Some("IOPS"))
+        );
+        let rounds = case["rounds"].as_object().unwrap();
+        let mut keys: Vec<_> = rounds.keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        assert_eq!(keys, ["loop", "lvm2", "nvme_tcp", "raw", "weir_local", "weir_remote"]);
+        assert!(rounds.values().all(|v| v.as_array().is_some_and(|a| a.len() == 2)));
+        assert_eq!(json["cutover_ms"]["1GiB"].as_array().unwrap().len(), 3);
+        assert_eq!(json["stage_ms"].as_array().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn tables_show_what_there_is() {
+        let text = render(&report());
+        assert!(text.contains("0.970 (0.970 to 0.970)") && text.contains("missed"));
+        let none = Report { cases: vec![], cutover_more: BTreeMap::new(), density: None, ..report() };
+        assert_eq!(render(&none), "");
+    }
+}
