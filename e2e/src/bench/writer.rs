@@ -78,14 +78,15 @@ pub fn serve(device: &str) -> Result<()> {
         }
     });
     let mut block = AlignedBlock::new();
-    answer(&Ready { ready: true })?;
+    let mut out = io::stdout().lock();
+    answer(&mut out, &Ready { ready: true })?;
     while let Ok(command) = commands.recv() {
         let last =
             command.strip_prefix("go ").with_context(|| format!("unknown command {command:?}"))?.parse()?;
         if last > 0 {
             check(&file, block.bytes(), last)?;
         }
-        write_until_stopped(&file, &mut block, last, &commands)?;
+        write_until_stopped(&file, &mut block, last, &commands, &mut out)?;
     }
     Ok(())
 }
@@ -120,6 +121,7 @@ fn write_until_stopped(
     block: &mut AlignedBlock,
     mut last: u64,
     commands: &Receiver<String>,
+    out: &mut impl Write,
 ) -> Result<()> {
     let mut times = Vec::new();
     loop {
@@ -130,7 +132,7 @@ fn write_until_stopped(
         file.write_all_at(buffer, last % BLOCKS * BLOCK as u64).with_context(|| format!("write {last}"))?;
         times.push(start.elapsed().as_secs_f64() * 1e6);
         if let [first_us] = times[..] {
-            answer(&First { first_us })?;
+            answer(out, &First { first_us })?;
         }
         match commands.recv_timeout(PACE) {
             Err(RecvTimeoutError::Timeout) => {}
@@ -140,11 +142,10 @@ fn write_until_stopped(
         }
     }
     let at = |p| percentile(&times, p).context("nothing was written");
-    answer(&Run { last, writes: times.len() as u64, p50_us: at(0.5)?, max_us: at(1.0)? })
+    answer(out, &Run { last, writes: times.len() as u64, p50_us: at(0.5)?, max_us: at(1.0)? })
 }
 
-fn answer(what: &impl Serialize) -> Result<()> {
-    let mut out = io::stdout().lock();
+fn answer(out: &mut impl Write, what: &impl Serialize) -> Result<()> {
     writeln!(out, "{}", serde_json::to_string(what)?)?;
     out.flush().context("answer")
 }
@@ -246,7 +247,9 @@ mod tests {
         let (tx, rx) = mpsc::channel();
         tx.send("stop".to_owned()).unwrap();
         let mut block = AlignedBlock::new();
-        write_until_stopped(&file, &mut block, 41, &rx).unwrap();
+        let mut out = Vec::new();
+        write_until_stopped(&file, &mut block, 41, &rx, &mut out).unwrap();
+        assert!(String::from_utf8(out).unwrap().contains("\"last\":42"));
         check(&file, block.bytes(), 42).unwrap();
         assert_eq!(block.bytes().as_ptr().align_offset(BLOCK), 0);
     }
