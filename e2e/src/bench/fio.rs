@@ -76,63 +76,82 @@ impl Outcome {
     }
 }
 
-/// A job file that measures the regions one after the other in one process: only the first pays for fio's start, and
-/// never do two run at once.
-fn render_jobs(case: Case, regions: &[Region], seconds: u32) -> String {
-    let Case { rw, block, depth, .. } = case;
+/// How long each measurement takes, in milliseconds.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    /// Before anything is counted.
+    pub(super) ramp: u32,
+    pub(super) run: u32,
+}
+
+/// A job file that measures `rounds` one after the other, and in each round the regions in its order: all in one process,
+/// of which only the first job pays for fio's start, and never two at once.
+fn render_jobs(case: Case, rounds: &[Vec<Region>], times: Times) -> String {
+    let (Case { rw, block, depth, .. }, Times { ramp, run }) = (case, times);
     let mut out = format!(
         "[global]\nioengine=libaio\ndirect=1\nthread=1\nrw={rw}\nbs={block}\niodepth={depth}\nnorandommap=1\n\
-         time_based=1\nruntime={seconds}\nramp_time=300ms\n"
+         time_based=1\nruntime={run}ms\nramp_time={ramp}ms\ndisk_util=0\n"
     );
-    for r in regions {
+    for (n, r) in rounds.iter().enumerate().flat_map(|(n, round)| round.iter().map(move |r| (n, r))) {
         // Writing to a String cannot fail.
-        writeln!(out, "[{}]\nstonewall\nfilename={}\noffset={}\nsize={}", r.name, r.path, r.offset, r.bytes)
-            .expect("write to a string");
+        writeln!(
+            out,
+            "[{n}.{}]\nstonewall\nfilename={}\noffset={}\nsize={}",
+            r.name, r.path, r.offset, r.bytes
+        )
+        .expect("write to a string");
     }
     out
 }
 
-/// Measures a case on regions, in this order; by region's name.
+/// Measures a case; for every round the outcomes by region's name.
 pub(super) fn measure(
     node: &Node,
     case: Case,
-    regions: &[Region],
-    seconds: u32,
-) -> Result<BTreeMap<String, Outcome>> {
-    let jobs = render_jobs(case, regions, seconds);
-    let limit = Duration::from_secs(120 + 10 * u64::from(seconds) * regions.len() as u64);
+    rounds: &[Vec<Region>],
+    times: Times,
+) -> Result<Vec<BTreeMap<String, Outcome>>> {
+    let jobs = render_jobs(case, rounds, times);
+    let count: usize = rounds.iter().map(Vec::len).sum();
+    // Ten times what it takes on a machine that is left alone.
+    let limit = Duration::from_secs(120)
+        + 10 * Duration::from_millis(u64::from(times.ramp + times.run)) * count as u32;
     let command = argv(["fio", "--output-format=json", "-"]);
     let out = node.exec_with(command, Stdin::Bytes(jobs.as_bytes()), limit)?;
     let text = out.check("fio").with_context(|| format!("node {}", node.name()))?;
-    let outcomes = parse_outcomes(&text, case)?;
-    ensure!(outcomes.len() == regions.len(), "fio measured {} of {} regions", outcomes.len(), regions.len());
+    let outcomes = parse_outcomes(&text, case, rounds.len())?;
+    let found: usize = outcomes.iter().map(BTreeMap::len).sum();
+    ensure!(found == count, "fio measured {found} of {count} regions");
     Ok(outcomes)
 }
 
-fn parse_outcomes(text: &str, case: Case) -> Result<BTreeMap<String, Outcome>> {
+fn parse_outcomes(text: &str, case: Case, rounds: usize) -> Result<Vec<BTreeMap<String, Outcome>>> {
     // Warnings may stand before the document.
     let start = text.find('{').context("fio printed no JSON")?;
     let document: Value = serde_json::from_str(&text[start..]).context("parse fio's answer")?;
-    let jobs = document["jobs"].as_array().context("fio's answer has no jobs")?;
-    let side = if case.rw.contains("write") { "write" } else { "read" };
-    jobs.iter()
-        .map(|job| {
-            let name = job["jobname"].as_str().context("a job without a name")?;
-            ensure!(job["error"].as_i64() == Some(0), "fio on {name}: error {}", job["error"]);
-            let number = |v: &Value, what: &str| {
-                v.as_f64().with_context(|| format!("fio on {name}: {what} is missing"))
-            };
-            let (s, clat) = (&job[side], &job[side]["clat_ns"]["percentile"]);
-            let outcome = Outcome {
-                iops: number(&s["iops"], "iops")?,
-                bytes_per_second: number(&s["bw_bytes"], "bw_bytes")?,
-                median_us: number(&clat["50.000000"], "the median latency")? / 1000.0,
-                p99_us: number(&clat["99.000000"], "p99 of latency")? / 1000.0,
-            };
-            ensure!(outcome.iops > 0.0, "fio on {name}: no I/O was done");
-            Ok((name.to_owned(), outcome))
-        })
-        .collect()
+    let mut out = vec![BTreeMap::new(); rounds];
+    for job in document["jobs"].as_array().context("fio's answer has no jobs")? {
+        let name = job["jobname"].as_str().context("a job without a name")?;
+        let (round, region) = name.split_once('.').with_context(|| format!("a job named {name}"))?;
+        let round = out.get_mut(round.parse::<usize>()?).with_context(|| format!("a job named {name}"))?;
+        round.insert(region.to_owned(), parse_outcome(job, case).with_context(|| format!("fio on {name}"))?);
+    }
+    Ok(out)
+}
+
+fn parse_outcome(job: &Value, case: Case) -> Result<Outcome> {
+    let number = |v: &Value, what: &str| v.as_f64().with_context(|| format!("{what} is missing"));
+    ensure!(job["error"].as_i64() == Some(0), "error {}", job["error"]);
+    let side = &job[if case.rw.contains("write") { "write" } else { "read" }];
+    let iops = number(&side["iops"], "iops")?;
+    ensure!(iops > 0.0, "no I/O was done");
+    let clat = &side["clat_ns"]["percentile"];
+    Ok(Outcome {
+        iops,
+        bytes_per_second: number(&side["bw_bytes"], "bw_bytes")?,
+        median_us: number(&clat["50.000000"], "the median latency")? / 1000.0,
+        p99_us: number(&clat["99.000000"], "p99 of latency")? / 1000.0,
+    })
 }
 
 /// Writes a region once from begin to end, so that the host has allocated what is measured later.
@@ -151,18 +170,22 @@ mod tests {
     use super::*;
 
     const ANSWER: &str = r#"fio: warning
-{"jobs": [{"jobname": "raw", "error": 0, "write": {"iops": 0},
+{"jobs": [{"jobname": "1.raw", "error": 0, "write": {"iops": 0},
   "read": {"iops": 250.5, "bw_bytes": 1026048, "clat_ns": {"percentile": {"50.000000": 4000, "99.000000": 9000}}}}]}"#;
 
     #[test]
     fn answers_are_read() {
-        let outcome = parse_outcomes(ANSWER, CASES[0]).unwrap()["raw"];
+        let rounds = parse_outcomes(ANSWER, CASES[0], 2).unwrap();
+        assert!(rounds[0].is_empty());
+        let outcome = rounds[1]["raw"];
         assert_eq!(outcome.in_unit(Unit::Iops), 250.5);
         assert_eq!((outcome.median_us, outcome.p99_us), (4.0, 9.0));
         // The read case's job did no writes: measured as a write, it did nothing.
-        assert!(parse_outcomes(ANSWER, CASES[1]).is_err());
+        assert!(parse_outcomes(ANSWER, CASES[1], 2).is_err());
+        assert!(parse_outcomes(ANSWER, CASES[0], 1).is_err());
         let failed = ANSWER.replace(r#""error": 0"#, r#""error": 5"#);
-        assert!(parse_outcomes(&failed, CASES[0]).unwrap_err().to_string().contains("error 5"));
+        let error = parse_outcomes(&failed, CASES[0], 2).unwrap_err();
+        assert!(format!("{error:#}").contains("error 5"));
     }
 
     #[test]
@@ -173,8 +196,10 @@ mod tests {
             offset: 512,
             bytes: 4096,
         };
-        let text = render_jobs(CASES[0], &[r("b"), r("a")], 2);
-        assert!(text.find("[b]").unwrap() < text.find("[a]").unwrap());
-        assert_eq!(text.matches("stonewall").count(), 2);
+        let times = Times { ramp: 100, run: 500 };
+        let text = render_jobs(CASES[0], &[vec![r("b"), r("a")], vec![r("a")]], times);
+        let at = |name| text.find(name).unwrap();
+        assert!(at("[0.b]") < at("[0.a]") && at("[0.a]") < at("[1.a]"));
+        assert_eq!(text.matches("stonewall").count(), 3);
     }
 }

@@ -7,6 +7,7 @@
 mod cutover;
 mod density;
 mod fio;
+mod host;
 mod nvmet;
 mod path;
 mod plot;
@@ -38,7 +39,7 @@ pub enum Part {
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
     /// Times that each device is measured in each case.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 15)]
     rounds: u32,
     /// Write the results there.
     #[arg(long, value_name = "FILE")]
@@ -58,8 +59,8 @@ pub struct Options {
 #[derive(Debug, Clone, Copy)]
 struct Effort {
     rounds: u32,
-    /// Seconds of each measurement.
-    seconds: u32,
+    /// Milliseconds of each measurement.
+    slice_ms: u32,
     /// Bytes of each device that are written once and then measured.
     region: u64,
     migrations: u32,
@@ -69,9 +70,15 @@ struct Effort {
 impl Options {
     fn effort(&self) -> Effort {
         if self.quick {
-            Effort { rounds: self.rounds.min(2), seconds: 1, region: 128 << 20, migrations: 4, volumes: 20 }
+            Effort {
+                rounds: self.rounds.min(3),
+                slice_ms: 500,
+                region: 128 << 20,
+                migrations: 4,
+                volumes: 20,
+            }
         } else {
-            Effort { rounds: self.rounds, seconds: 2, region: 512 << 20, migrations: 20, volumes: 300 }
+            Effort { rounds: self.rounds, slice_ms: 500, region: 512 << 20, migrations: 20, volumes: 300 }
         }
     }
 

@@ -30,6 +30,26 @@ pub(super) fn spread(sample: &[f64]) -> Option<Spread> {
     Some(Spread { min, median, max })
 }
 
+/// Least and greatest value that the median of what the sample was taken from may have, with 95 % confidence; it makes no
+/// assumption about how values are distributed. Below six values, the whole sample. `None` of nothing.
+pub(super) fn median_within(sample: &[f64]) -> Option<(f64, f64)> {
+    let mut sorted = sample.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len();
+    // The number of values below the median is binomial(n, 1/2): leave out as many at each end as have less than 2.5 %.
+    let (mut out, mut below, mut term) = (0, 0.0, 0.5_f64.powi(n as i32));
+    for k in 0..n / 2 {
+        below += term;
+        if below > 0.025 {
+            break;
+        }
+        out = k + 1;
+        term *= (n - k) as f64 / (k + 1) as f64;
+    }
+    let skip = out.saturating_sub(1);
+    Some((*sorted.get(skip)?, *sorted.get(n - 1 - skip)?))
+}
+
 /// Each of `of` over the one of `base` that was measured in the same round.
 pub(super) fn ratios(of: &[f64], base: &[f64]) -> Vec<f64> {
     of.iter().zip(base).filter(|(_, b)| **b > 0.0).map(|(a, b)| a / b).collect()
@@ -48,6 +68,10 @@ mod tests {
         assert_eq!(percentile(&hundred, 1.0), Some(100.0));
         assert_eq!(spread(&[4.0, 1.0, 2.0, 3.0]), Some(Spread { min: 1.0, median: 2.5, max: 4.0 }));
         assert_eq!(spread(&[]), None);
+        let of = |n: i32| median_within(&(1..=n).map(f64::from).collect::<Vec<_>>());
+        // From a table of the sign test's intervals.
+        assert_eq!((of(5), of(6), of(15)), (Some((1.0, 5.0)), Some((1.0, 6.0)), Some((4.0, 12.0))));
+        assert_eq!((of(0), of(1), of(20)), (None, Some((1.0, 1.0)), Some((6.0, 15.0))));
         assert_eq!(ratios(&[1.0, 2.0], &[2.0, 0.0]), [0.5]);
     }
 }
