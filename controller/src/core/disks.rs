@@ -235,6 +235,14 @@ impl Engine {
     pub(super) fn note_disk(&mut self, name: &NodeName, seen: DiskSeen) -> Option<DiskId> {
         let id = seen.disk;
         let slot = self.disks.get_mut(&id).filter(|s| s.record.disk.node == *name)?;
+        let device = self.nodes.get_mut(name).and_then(|n| n.devices.get_mut(&seen.device_id));
+        if let Some(d) = device
+            && seen.condition == Some(Condition::Serving)
+        {
+            // Newer than what was said of the device, which was blank before it was claimed.
+            let pool = slot.record.disk.pool.to_string();
+            (d.content, d.findings) = (Content::Weir { disk: id, pool }, vec![]);
+        }
         slot.seen = Some(seen);
         Some(id)
     }
@@ -373,6 +381,8 @@ impl Engine {
 
     /// Brings the index up to a disk's new record.
     fn index_disk(&mut self, id: DiskId, old: &DiskRecord) {
+        let Some(s) = self.disks.get(&id) else { return };
+        let disk = self.offered(&s.record.disk);
         let Some(s) = self.disks.get_mut(&id) else { return };
         let r = &s.record;
         if r.disk.extents.is_zero() {
@@ -382,9 +392,9 @@ impl Engine {
         let done = if !s.indexed {
             s.indexed = true;
             // A disk that was not in the index before has nobody's extents on it.
-            self.pool.add_disk(r.disk.clone(), r.free_runs(vec![]))
+            self.pool.add_disk(disk, r.free_runs(vec![]))
         } else {
-            let update = self.pool.update_disk(r.disk.clone());
+            let update = self.pool.update_disk(disk);
             update.and_then(|()| {
                 let run = Run { disk: id, first: old.clean_through, count: cleaned };
                 if cleaned.is_zero() { Ok(()) } else { self.pool.release_runs(&[run]) }
@@ -402,20 +412,29 @@ impl Engine {
         }
     }
 
-    /// A node's topology changed: its disks stand where it stands.
-    pub(super) fn refresh_domain(&mut self, name: &NodeName) {
+    /// The disk as the index is to see it: nothing new goes to a node that is not heard of.
+    fn offered(&self, disk: &Disk) -> Disk {
+        let mut disk = disk.clone();
+        if !self.alive(&disk.node) {
+            disk.state = disk.state.after(DiskEvent::Lost).unwrap_or(disk.state);
+        }
+        disk
+    }
+
+    /// A node came, went, or stands elsewhere now: so do its disks, as far as new data goes.
+    pub(super) fn refresh_disks(&mut self, name: &NodeName) {
         let domain = self.nodes.get(name).map(|n| n.domain()).unwrap_or_default();
         let mut changed = Vec::new();
         for s in self.disks.values_mut().filter(|s| s.record.disk.node == *name) {
-            if s.record.disk.domain != domain {
-                s.record.disk.domain = domain.clone();
-                changed.extend(s.indexed.then(|| s.record.disk.clone()));
-            }
+            s.record.disk.domain = domain.clone();
+            changed.extend(s.indexed.then(|| s.record.disk.clone()));
         }
         for d in changed {
-            let id = d.id;
-            if let Err(e) = self.pool.update_disk(d) {
-                tracing::error!(disk = %id, error = %e, "the index refused the disk's topology");
+            let (id, d) = (d.id, self.offered(&d));
+            if self.pool.disk(id) != Some(&d)
+                && let Err(e) = self.pool.update_disk(d)
+            {
+                tracing::error!(disk = %id, error = %e, "the index refused what changed about the disk");
             }
         }
     }

@@ -159,7 +159,7 @@ impl Engine {
         if !known {
             self.node_mut(&name).record = Some(record);
             self.write_node(&name);
-            self.refresh_domain(&name);
+            self.refresh_disks(&name);
             self.advance_all_of(&name);
         }
         session
@@ -192,6 +192,7 @@ impl Engine {
         n.alive = true;
         self.arm(now + lease, Timer::Lease(name.clone()));
         tracing::info!(k8s_node = %name, "node is back");
+        self.refresh_disks(name);
         self.advance_all_of(name);
     }
 
@@ -205,6 +206,7 @@ impl Engine {
         }
         n.alive = false;
         tracing::warn!(k8s_node = %name, "node has not been heard of for {lease:?}: taken for dead");
+        self.refresh_disks(name);
         self.advance_all_of(name);
     }
 

@@ -1,0 +1,11 @@
+//! The core against scripted nodes: what it decides, what it tells, what survives it.
+#![allow(clippy::unwrap_used)]
+
+mod node;
+mod plans;
+mod restart;
+mod scale;
+mod store;
+mod stores;
+mod wire;
+mod world;

@@ -1,0 +1,469 @@
+//! Scripted stories: create, attach, migrate, abort, conflict, evict, detach, delete, grow, disks.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use controller::{
+    api::{Api, ApiError, Capability, CreateVolume, Topology, VolumeInfo, VolumeRow},
+    core::{
+        Core, CoreConfig, CoreError, FreshDisks, Handle,
+        seen::{Attachment, Content},
+    },
+    fault::Fault,
+    store::Store,
+};
+use pool::{
+    access::Mode,
+    disk::NODE_KEY,
+    ids::{NodeName, VolumeId},
+    units::{Bytes, Extents},
+};
+use tokio::task::JoinHandle;
+
+use crate::{
+    node::{EXTENT, Node, quick},
+    stores::Memory,
+    world::{World, until},
+};
+
+pub(crate) const RWO: Capability = capability(false, false);
+pub(crate) const RWX: Capability = capability(true, false);
+pub(crate) const ROX: Capability = capability(true, true);
+
+const fn capability(multi_node: bool, read_only: bool) -> Capability {
+    Capability { block: true, fs_type: String::new(), mode: Mode { read_only, multi_node } }
+}
+
+pub(crate) fn extents(n: u64) -> Bytes {
+    EXTENT.bytes_of(Extents::new(n))
+}
+
+pub(crate) fn request(name: &str, n: u64, home: Option<&str>) -> CreateVolume {
+    let segment = |h: &str| BTreeMap::from([(NODE_KEY.to_owned(), h.to_owned())]);
+    CreateVolume {
+        name: name.into(),
+        required: extents(n),
+        limit: None,
+        parameters: BTreeMap::new(),
+        mutable_parameters: BTreeMap::new(),
+        capabilities: vec![],
+        topology: Topology { requisite: vec![], preferred: home.map(segment).into_iter().collect() },
+    }
+}
+
+pub(crate) struct Rig {
+    pub(crate) world: World,
+    pub(crate) core: Handle,
+    pub(crate) nodes: Vec<Node>,
+    task: JoinHandle<Result<(), CoreError>>,
+}
+
+pub(crate) async fn start(
+    config: CoreConfig,
+    store: Arc<dyn Store>,
+) -> (Handle, JoinHandle<Result<(), CoreError>>) {
+    let (core, handle) = Core::start(config, store, Fault::none()).await.unwrap();
+    (handle, tokio::spawn(core.run()))
+}
+
+impl Rig {
+    /// Nodes n1, n2, ... each with one device of so many extents, claimed and clean.
+    pub(crate) async fn new(sizes: &[u64]) -> Self {
+        Self::with(quick(), sizes).await
+    }
+
+    async fn with(config: CoreConfig, sizes: &[u64]) -> Self {
+        let world = World::default();
+        let (core, task) = start(config, Arc::new(Memory::default())).await;
+        let node = |(i, n): (usize, &u64)| Node::new(&world, &format!("n{}", i + 1), &[*n]);
+        let nodes: Vec<Node> = sizes.iter().enumerate().map(node).collect();
+        for n in &nodes {
+            n.connect(&core).await;
+        }
+        let rig = Self { world, core, nodes, task };
+        rig.free(sizes.iter().sum()).await;
+        rig
+    }
+
+    /// Waits until so many extents are free.
+    pub(crate) async fn free(&self, n: u64) {
+        until(&format!("{n} extents are free"), || async {
+            let free: u64 = self.core.survey().await.disks.iter().map(|d| d.free.get()).sum();
+            (free == extents(n).get()).then_some(())
+        })
+        .await;
+    }
+
+    pub(crate) async fn create(&self, name: &str, n: u64, home: Option<&str>) -> VolumeInfo {
+        self.core.create_volume(request(name, n, home)).await.unwrap()
+    }
+
+    pub(crate) async fn attach(&self, id: VolumeId, node: usize, c: &Capability) -> Result<(), ApiError> {
+        self.core.attach(id, self.name(node), c.clone(), true).await.map(|_| ())
+    }
+
+    pub(crate) async fn detach(&self, id: VolumeId, node: usize) -> Result<(), ApiError> {
+        self.core.detach(id, Some(self.name(node)), true).await
+    }
+
+    pub(crate) fn name(&self, node: usize) -> NodeName {
+        self.nodes[node].name.clone()
+    }
+
+    pub(crate) async fn row(&self, id: VolumeId) -> Option<VolumeRow> {
+        self.core.survey().await.volumes.into_iter().find(|v| v.volume == id)
+    }
+
+    /// Waits until the volume is in this phase and nobody is leaving.
+    pub(crate) async fn settled(&self, id: VolumeId, phase: &str) -> VolumeRow {
+        until(&format!("{id} is {phase}"), || async {
+            self.row(id).await.filter(|r| r.phase == phase && r.leaving.is_empty())
+        })
+        .await
+    }
+
+    async fn dead(&self, node: usize) {
+        let name = self.name(node);
+        until("the lease runs out", || async {
+            self.core.survey().await.nodes.iter().any(|n| n.node == name && !n.alive).then_some(())
+        })
+        .await;
+    }
+
+    async fn end(self) {
+        self.world.check();
+        drop(self.core);
+        for n in &self.nodes {
+            n.vanish().await;
+        }
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_lives_and_dies_and_leaves_nothing() {
+    let rig = Rig::new(&[20, 20]).await;
+    assert_eq!(rig.world.dirty(), 0, "fresh disks are wiped before anyone gets them");
+    let v = rig.create("v", 30, Some("n1")).await;
+    assert_eq!(v.size, extents(30));
+    let row = rig.row(v.id).await.unwrap();
+    assert_eq!(
+        row.segments.iter().map(|s| s.1).collect::<Vec<_>>(),
+        [20, 10],
+        "local first, the rest borrowed"
+    );
+    rig.attach(v.id, 0, &RWO).await.unwrap();
+    rig.attach(v.id, 0, &RWO).await.unwrap();
+    assert!(matches!(rig.attach(v.id, 0, &RWX).await, Err(ApiError::Incompatible(_))));
+    assert!(matches!(rig.attach(v.id, 1, &RWO).await, Err(ApiError::Precondition(_))));
+    let e = rig.core.delete_volume(v.id).await.unwrap_err();
+    assert!(matches!(&e, ApiError::Precondition(why) if why.contains("n1")), "{e}");
+    rig.detach(v.id, 0).await.unwrap();
+    assert_eq!(rig.nodes[0].attachment(v.id), Some(Attachment::Absent));
+    rig.detach(v.id, 0).await.unwrap();
+    rig.core.delete_volume(v.id).await.unwrap();
+    rig.core.delete_volume(v.id).await.unwrap();
+    assert!(matches!(rig.core.volume(v.id).await, Err(ApiError::NoVolume(_))));
+    rig.free(40).await;
+    assert_eq!(rig.world.dirty(), 0, "what was written was wiped");
+    assert!(rig.row(v.id).await.is_none());
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn creating_is_idempotent_by_name() {
+    let rig = Rig::new(&[20]).await;
+    let v = rig.create("v", 3, None).await;
+    assert_eq!(rig.create("v", 3, None).await, v);
+    let other = |f: fn(&mut CreateVolume)| {
+        let mut r = request("v", 3, None);
+        f(&mut r);
+        let core = rig.core.clone();
+        async move { core.create_volume(r).await }
+    };
+    assert_eq!(other(|r| r.required = Bytes::new(1)).await.unwrap(), v, "large enough");
+    assert!(matches!(other(|r| r.required = extents(4)).await, Err(ApiError::Exists { .. })));
+    assert!(matches!(other(|r| r.limit = Some(extents(2))).await, Err(ApiError::Exists { .. })));
+    let striped = |r: &mut CreateVolume| drop(r.parameters.insert("fsType".into(), "xfs".into()));
+    assert!(matches!(other(striped).await, Err(ApiError::Exists { .. })));
+    let new = |f: fn(&mut CreateVolume)| {
+        let mut r = request("w", 3, None);
+        f(&mut r);
+        let core = rig.core.clone();
+        async move { core.create_volume(r).await }
+    };
+    let small = |r: &mut CreateVolume| {
+        r.required = Bytes::new(5);
+        r.limit = Some(Bytes::new(9));
+    };
+    assert!(matches!(new(small).await, Err(ApiError::OutOfRange(_))));
+    assert!(matches!(new(|r| r.required = extents(18)).await, Err(ApiError::NoRoom(_))));
+    assert!(matches!(new(|r| r.required = Bytes::new(u64::MAX)).await, Err(ApiError::OutOfRange(_))));
+    assert!(matches!(
+        new(|r| drop(r.parameters.insert("x".into(), "y".into()))).await,
+        Err(ApiError::Invalid(_))
+    ));
+    let room = rig.core.capacity(BTreeMap::new(), None).await.unwrap();
+    assert_eq!((room.available, room.minimum_volume), (extents(17), extents(1)));
+    // The name is free again as soon as the deletion is on record.
+    rig.core.delete_volume(v.id).await.unwrap();
+    let w = rig.create("v", 3, None).await;
+    assert_ne!(w.id, v.id);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_are_listed_in_pages() {
+    let rig = Rig::new(&[20]).await;
+    for i in 0..7 {
+        rig.create(&format!("v{i}"), 1, None).await;
+    }
+    let (mut seen, mut token) = (vec![], String::new());
+    loop {
+        let page = rig.core.volumes(3, &token).await.unwrap();
+        seen.extend(page.volumes.into_iter().map(|v| v.id));
+        match page.next {
+            Some(t) => token = t,
+            None => break,
+        }
+    }
+    assert_eq!(seen.len(), 7);
+    assert!(seen.is_sorted());
+    assert!(matches!(rig.core.volumes(3, "rubbish").await, Err(ApiError::BadToken(_))));
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_is_committed_by_the_first_write() {
+    let rig = Rig::new(&[10, 10, 10]).await;
+    let v = rig.create("v", 20, Some("n1")).await;
+    rig.attach(v.id, 0, &RWX).await.unwrap();
+    rig.attach(v.id, 1, &RWX).await.unwrap();
+    assert_eq!(rig.nodes[1].attachment(v.id), Some(Attachment::Guarded));
+    assert_eq!(rig.core.volume(v.id).await.unwrap().published.len(), 2);
+    assert!(matches!(rig.attach(v.id, 2, &RWX).await, Err(ApiError::Precondition(_))));
+    rig.nodes[1].write(v.id).await;
+    let row = rig.settled(v.id, "Attached").await;
+    assert_eq!(row.holders, [rig.name(1)]);
+    until("the target writes", || async {
+        (rig.nodes[1].attachment(v.id) == Some(Attachment::Open)).then_some(())
+    })
+    .await;
+    assert!(row.history.iter().any(|h| h.contains("migrated n1 -> n2")), "{:?}", row.history);
+    rig.detach(v.id, 0).await.unwrap();
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_target_that_never_writes_is_promoted_when_the_source_leaves() {
+    let rig = Rig::new(&[10, 10]).await;
+    let v = rig.create("v", 15, Some("n1")).await;
+    rig.attach(v.id, 0, &RWX).await.unwrap();
+    rig.attach(v.id, 1, &RWX).await.unwrap();
+    rig.detach(v.id, 0).await.unwrap();
+    let row = rig.settled(v.id, "Attached").await;
+    assert_eq!(row.holders, [rig.name(1)]);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aborted_migration_leaves_the_source_alone() {
+    let rig = Rig::new(&[10, 10]).await;
+    let v = rig.create("v", 15, Some("n1")).await;
+    rig.attach(v.id, 0, &RWX).await.unwrap();
+    rig.attach(v.id, 1, &RWX).await.unwrap();
+    rig.detach(v.id, 1).await.unwrap();
+    let row = rig.settled(v.id, "Attached").await;
+    assert_eq!(row.holders, [rig.name(0)]);
+    assert_eq!(rig.nodes[0].attachment(v.id), Some(Attachment::Open));
+    // And again, since the former access is gone.
+    rig.attach(v.id, 1, &RWX).await.unwrap();
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_still_writes_wins() {
+    let rig = Rig::new(&[10, 10]).await;
+    let v = rig.create("v", 15, Some("n1")).await;
+    rig.attach(v.id, 0, &RWX).await.unwrap();
+    rig.attach(v.id, 1, &RWX).await.unwrap();
+    rig.nodes[0].set_writing(true);
+    rig.nodes[1].write(v.id).await;
+    let row = rig.settled(v.id, "Attached").await;
+    assert_eq!(row.holders, [rig.name(0)]);
+    assert!(row.history.iter().any(|h| h.contains("still writes")), "{:?}", row.history);
+    assert_eq!(rig.nodes[1].attachment(v.id), Some(Attachment::Absent));
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_read_and_several_write_where_that_is_allowed() {
+    let rig = Rig::new(&[10, 10]).await;
+    let v = rig.create("ro", 5, None).await;
+    rig.attach(v.id, 0, &ROX).await.unwrap();
+    rig.attach(v.id, 1, &ROX).await.unwrap();
+    assert_eq!(rig.settled(v.id, "Attached").await.holders.len(), 2);
+    let fs = Capability { block: false, ..RWX };
+    assert!(matches!(rig.attach(v.id, 1, &fs).await, Err(ApiError::Invalid(_))));
+    assert!(rig.core.validate(v.id, vec![fs], BTreeMap::new()).await.unwrap().is_some());
+    assert!(rig.core.validate(v.id, vec![RWX, ROX], BTreeMap::new()).await.unwrap().is_none());
+    rig.core.detach(v.id, None, true).await.unwrap();
+    assert!(rig.settled(v.id, "Detached").await.holders.is_empty());
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_consumer_is_fenced_and_its_volume_granted_elsewhere() {
+    let rig = Rig::new(&[10, 10, 10]).await;
+    let v = rig.create("v", 10, Some("n2")).await;
+    rig.attach(v.id, 0, &RWO).await.unwrap();
+    assert!(matches!(rig.attach(v.id, 2, &RWO).await, Err(ApiError::Precondition(_))), "its lease runs");
+    rig.nodes[0].vanish().await;
+    rig.dead(0).await;
+    // Its fence stands at the lender; the world's oracle does not know of fences.
+    rig.world.shut(&rig.name(0), v.id);
+    rig.attach(v.id, 2, &RWO).await.unwrap();
+    // It comes back, takes its former access down, and may have the volume again when it is its turn.
+    rig.nodes[0].connect(&rig.core).await;
+    rig.settled(v.id, "Attached").await;
+    assert_eq!(rig.nodes[0].attachment(v.id), Some(Attachment::Absent));
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_lender_fails_attaching_at_once_and_never_blocks_a_detach() {
+    let rig = Rig::new(&[10, 20]).await;
+    let v = rig.create("v", 10, Some("n2")).await;
+    let w = rig.create("w", 5, Some("n2")).await;
+    rig.attach(v.id, 0, &RWO).await.unwrap();
+    rig.nodes[1].vanish().await;
+    rig.dead(1).await;
+    assert!(rig.core.volume(v.id).await.unwrap().abnormal.unwrap().contains("n2"));
+    rig.detach(v.id, 0).await.unwrap();
+    let x = rig.create("x", 2, Some("n2")).await;
+    assert_eq!(x.abnormal, None, "nothing new goes to a dead node");
+    let e = rig.attach(w.id, 0, &RWO).await.unwrap_err();
+    assert!(matches!(&e, ApiError::Unavailable(why) if why.contains("n2")), "{e}");
+    rig.nodes[1].connect(&rig.core).await;
+    rig.attach(w.id, 0, &RWO).await.unwrap();
+    rig.settled(v.id, "Detached").await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_leaver_is_not_waited_for() {
+    let rig = Rig::new(&[10, 10]).await;
+    let v = rig.create("v", 10, Some("n2")).await;
+    rig.attach(v.id, 0, &RWO).await.unwrap();
+    rig.nodes[0].vanish().await;
+    rig.dead(0).await;
+    rig.detach(v.id, 0).await.unwrap();
+    rig.core.delete_volume(v.id).await.unwrap();
+    assert!(rig.row(v.id).await.unwrap().deleting, "its device may still stand: nothing is wiped yet");
+    rig.nodes[0].connect(&rig.core).await;
+    rig.free(20).await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_node_is_waited_for_and_then_no_longer() {
+    let rig = Rig::with(CoreConfig { request_deadline: Duration::from_millis(300), ..quick() }, &[10]).await;
+    let v = rig.create("v", 3, None).await;
+    rig.nodes[0].set_stuck(true).await;
+    let e = rig.attach(v.id, 0, &RWO).await.unwrap_err();
+    assert!(matches!(e, ApiError::Unfinished(_)), "{e}");
+    let (core, name, id) = (rig.core.clone(), rig.name(0), v.id);
+    let again = tokio::spawn(async move { core.attach(id, name, RWO, true).await });
+    rig.nodes[0].set_stuck(false).await;
+    again.await.unwrap().unwrap();
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_grows_under_its_holder() {
+    let rig = Rig::new(&[10, 10]).await;
+    let v = rig.create("v", 5, Some("n1")).await;
+    rig.attach(v.id, 0, &RWO).await.unwrap();
+    let grown = rig.core.expand(v.id, extents(15), None).await.unwrap();
+    assert_eq!(grown.size, extents(15));
+    assert_eq!(rig.core.expand(v.id, extents(3), None).await.unwrap().size, extents(15));
+    assert!(matches!(rig.core.expand(v.id, extents(40), None).await, Err(ApiError::NoRoom(_))));
+    let low = rig.core.expand(v.id, extents(3), Some(extents(10))).await;
+    assert!(matches!(low, Err(ApiError::OutOfRange(_))));
+    let row = rig.row(v.id).await.unwrap();
+    assert_eq!(
+        row.segments.iter().map(|s| s.1).collect::<Vec<_>>(),
+        [10, 5],
+        "it grew where it was, then borrowed"
+    );
+    rig.detach(v.id, 0).await.unwrap();
+    rig.core.delete_volume(v.id).await.unwrap();
+    rig.free(20).await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_blank_selected_devices_are_claimed() {
+    let mut config = quick();
+    config.pools[0].devices[0].paths = vec!["/dev/n1-*".into()];
+    config.pools[0].fresh_disks = FreshDisks::Trust;
+    let world = World::default();
+    let (core, task) = start(config, Arc::new(Memory::default())).await;
+    let (n1, n2) = (Node::new(&world, "n1", &[5, 5, 5, 1]), Node::new(&world, "n2", &[5]));
+    n1.put("n1-serial-1", Content::Foreign);
+    n1.put("n1-serial-2", Content::Busy);
+    n1.put("n1-serial-3", Content::Weir { disk: pool::ids::DiskId::from_u128(9), pool: "q".into() });
+    n1.connect(&core).await;
+    n2.connect(&core).await;
+    let survey = until("one disk serves", || async {
+        let s = core.survey().await;
+        (s.disks.iter().any(|d| d.free == extents(5)) && s.nodes.iter().all(|n| !n.unclaimed.is_empty()))
+            .then_some(s)
+    })
+    .await;
+    assert_eq!(survey.disks.len(), 1);
+    let n1_left = &survey.nodes[0].unclaimed;
+    assert_eq!(n1_left.len(), 3, "{n1_left:?}");
+    assert!(n1_left[0].contains("carries ext4") && n1_left[1].contains("in use"), "{n1_left:?}");
+    assert!(n1_left[2].contains("not on record"), "{n1_left:?}");
+    assert!(survey.nodes[1].unclaimed[0].contains("selected by no pool"));
+    n1.vanish().await;
+    n2.vanish().await;
+    drop(core);
+    task.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_is_followed_to_another_node() {
+    let rig = Rig::new(&[10, 10]).await;
+    let v = rig.create("v", 8, Some("n1")).await;
+    let (disk, size) = rig.nodes[0].pull("n1-serial-0");
+    rig.nodes[1].push("moved", disk, size);
+    rig.nodes[0].rescan().await;
+    rig.nodes[1].rescan().await;
+    until("the disk is on record at n2", || async {
+        let s = rig.core.survey().await;
+        s.disks.iter().any(|d| d.disk == disk && d.node == rig.name(1)).then_some(())
+    })
+    .await;
+    rig.attach(v.id, 0, &RWO).await.unwrap();
+    // Two nodes that show one label: neither is believed.
+    rig.nodes[0].push("twin", disk, size);
+    rig.nodes[0].rescan().await;
+    until("the twin is left alone", || async {
+        let s = rig.core.survey().await;
+        s.nodes[0].unclaimed.iter().any(|u| u.contains("as well")).then_some(())
+    })
+    .await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_younger_controllers_node_is_left_alone() {
+    let store = Arc::new(Memory::default());
+    let (old, _old_task) = start(quick(), store.clone()).await;
+    let (new, _new_task) = start(quick(), store).await;
+    let n = Node::new(&World::default(), "n1", &[5]);
+    n.connect(&new).await;
+    n.connect(&old).await;
+    assert!(old.survey().await.nodes.is_empty(), "it has obeyed a younger one");
+}

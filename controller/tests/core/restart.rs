@@ -1,0 +1,151 @@
+//! The controller is stopped at every write of a whole story, before and after it took place, and started again from
+//! the same file: nothing is lost, nothing is left over, nobody writes beside anyone, nobody reads another's data.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use controller::{
+    api::{Api, ApiError, Survey},
+    core::{CoreError, Handle, seen::Attachment},
+    store::embedded::Embedded,
+};
+use pool::ids::VolumeId;
+use tokio::task::JoinHandle;
+
+use crate::{
+    node::{Node, quick},
+    plans::{RWX, extents, request, start},
+    stores::{Stop, Stopping},
+    world::{World, until},
+};
+
+/// A controller that is started again whenever it has stopped.
+struct Keeper<'a> {
+    path: &'a Path,
+    nodes: &'a [Node],
+    core: Handle,
+    task: JoinHandle<Result<(), CoreError>>,
+    starts: u64,
+}
+
+impl<'a> Keeper<'a> {
+    async fn new(path: &'a Path, nodes: &'a [Node], at: u64, stop: Stop) -> Self {
+        let store = Stopping::new(Embedded::open(path).unwrap(), at, stop);
+        let (core, task) = start(quick(), Arc::new(store)).await;
+        for n in nodes {
+            n.connect(&core).await;
+        }
+        Self { path, nodes, core, task, starts: 1 }
+    }
+
+    /// Starts it again if it has stopped.
+    async fn mend(&mut self) {
+        if self.core.ready().await.is_ok() {
+            return;
+        }
+        let ended = (&mut self.task).await.unwrap();
+        assert!(matches!(ended, Err(CoreError::Store(_))), "it stopped for another reason: {ended:?}");
+        for n in self.nodes {
+            n.vanish().await;
+        }
+        let store = open(self.path).await;
+        let (core, task) = start(quick(), Arc::new(store)).await;
+        (self.core, self.task) = (core, task);
+        self.starts += 1;
+        for n in self.nodes {
+            n.connect(&self.core).await;
+        }
+    }
+
+    /// Asks until the answer is `Ok`, as an orchestrator does.
+    async fn ask<T, F: Future<Output = Result<T, ApiError>>>(
+        &mut self,
+        what: &str,
+        f: impl Fn(Handle) -> F,
+    ) -> T {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            match f(self.core.clone()).await {
+                Ok(t) => return t,
+                Err(e) => assert!(tokio::time::Instant::now() < deadline, "{what}: {e}"),
+            }
+            self.mend().await;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Waits for a state of the pool.
+    async fn see(&mut self, what: &str, f: impl Fn(&Survey) -> bool) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        loop {
+            self.mend().await;
+            let s = self.core.survey().await;
+            if f(&s) {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "in vain: {what}: {s:#?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+/// Opens the store as soon as the one who had it has let go of it.
+async fn open(path: &Path) -> Embedded {
+    until("the store is free", || async { Embedded::open(path).ok() }).await
+}
+
+fn phase(s: &Survey, id: VolumeId) -> Option<&str> {
+    s.volumes.iter().find(|v| v.volume == id).map(|v| v.phase.as_str())
+}
+
+/// The story. Gives how often the controller had to be started.
+async fn story(at: u64, stop: Stop) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weir.redb");
+    let world = World::default();
+    let nodes = [Node::new(&world, "n1", &[8]), Node::new(&world, "n2", &[8])];
+    let mut k = Keeper::new(&path, &nodes, at, stop).await;
+    let all_free = |s: &Survey| {
+        s.disks.len() == 2 && s.disks.iter().map(|d| d.free.get()).sum::<u64>() == extents(16).get()
+    };
+    k.see("the disks are claimed and wiped", all_free).await;
+    let [a, b] = [nodes[0].name.clone(), nodes[1].name.clone()];
+
+    let v = k.ask("create", async |c: Handle| c.create_volume(request("v", 10, Some("n1"))).await).await;
+    k.ask("attach", async |c: Handle| c.attach(v.id, a.clone(), RWX, true).await).await;
+    k.ask("grow", async |c: Handle| c.expand(v.id, extents(12), None).await).await;
+    k.ask("guard", async |c: Handle| c.attach(v.id, b.clone(), RWX, true).await).await;
+    nodes[1].write(v.id).await;
+    k.see("the cut-over is done", |s| {
+        s.volumes.iter().any(|r| r.volume == v.id && r.phase == "Attached" && r.holders == [b.clone()])
+    })
+    .await;
+    k.ask("unstage", async |c: Handle| c.detach(v.id, Some(a.clone()), true).await).await;
+    k.ask("back", async |c: Handle| c.attach(v.id, a.clone(), RWX, true).await).await;
+    k.ask("abort", async |c: Handle| c.detach(v.id, Some(a.clone()), true).await).await;
+    assert_ne!(nodes[0].attachment(v.id), Some(Attachment::Open));
+    k.ask("detach", async |c: Handle| c.detach(v.id, None, true).await).await;
+    k.see("nobody has it", |s| phase(s, v.id) == Some("Detached")).await;
+    k.ask("delete", async |c: Handle| c.delete_volume(v.id).await).await;
+    k.see("all is wiped and free again", |s| s.volumes.is_empty() && all_free(s)).await;
+    assert_eq!(world.dirty(), 0);
+    world.check();
+    k.starts
+}
+
+async fn every_write(stop: Stop) {
+    let mut at = 1;
+    while story(at, stop).await > 1 {
+        at += 1;
+    }
+    assert!(at > 20, "the story has only {at} writes: it tells nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_before_every_write() {
+    every_write(Stop::Before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_after_every_write() {
+    every_write(Stop::After).await;
+}

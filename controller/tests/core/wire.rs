@@ -1,0 +1,154 @@
+//! The node session over real gRPC on loopback.
+
+use std::{sync::Arc, time::Duration};
+
+use controller::{
+    api::Api,
+    session::{Identify, Service},
+};
+use csi_proto::node as wire;
+use pool::ids::NodeName;
+use tokio_stream::{StreamExt, wrappers::TcpListenerStream};
+use tonic::{Code, Extensions, Request, Status, metadata::MetadataMap};
+use wire::node_session_client::NodeSessionClient;
+
+use crate::{
+    node::{EXTENT, quick},
+    plans::{extents, request, start},
+    stores::Memory,
+    world::until,
+};
+
+/// Believes a header: enough to show that what is proven is held against what is claimed.
+struct Header;
+
+#[async_trait::async_trait]
+impl Identify for Header {
+    async fn node(&self, _: &Extensions, metadata: &MetadataMap) -> Result<Option<NodeName>, Status> {
+        let name = metadata.get("node").and_then(|v| v.to_str().ok());
+        Ok(name.and_then(|n| n.parse().ok()))
+    }
+}
+
+fn say(m: wire::node_message::Message) -> wire::NodeMessage {
+    wire::NodeMessage { message: Some(m) }
+}
+
+fn hello() -> wire::NodeMessage {
+    say(wire::node_message::Message::Hello(wire::Hello {
+        node: "n1".into(),
+        boot_id: "b".into(),
+        storage_address: "127.0.0.1".into(),
+        storage_port: 4420,
+        ..wire::Hello::default()
+    }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_attaches_a_volume_over_grpc() {
+    let (core, _task) = start(quick(), Arc::new(Memory::default())).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = format!("http://{}", listener.local_addr().unwrap());
+    let service = Service::new(core.clone(), Arc::new(Header)).into_server();
+    let serve = tonic::transport::Server::builder().add_service(service);
+    let server = tokio::spawn(serve.serve_with_incoming(TcpListenerStream::new(listener)));
+    let mut client = NodeSessionClient::connect(to).await.unwrap();
+
+    let (say_it, words) = tokio::sync::mpsc::channel(8);
+    say_it.send(hello()).await.unwrap();
+    let stream = tokio_stream::wrappers::ReceiverStream::new(words);
+    let mut heard = client.session(stream).await.unwrap().into_inner();
+    let Some(wire::controller_message::Message::Welcome(w)) = heard.next().await.unwrap().unwrap().message
+    else {
+        panic!("the first message is a welcome");
+    };
+    assert_eq!((w.term, w.heartbeat_ms, w.lease_ms), (1, 100, 600));
+
+    let device = wire::Device {
+        device_id: "d".into(),
+        path: "/dev/d".into(),
+        size_bytes: 11 * EXTENT.bytes().get(),
+        logical_block: 512,
+        physical_block: 512,
+        content: wire::DeviceContent::Blank.into(),
+        ..wire::Device::default()
+    };
+    let report = wire::Report { full: true, devices: vec![device], ..wire::Report::default() };
+    say_it.send(say(wire::node_message::Message::Report(report))).await.unwrap();
+    let node = tokio::spawn(async move {
+        while let Some(Ok(m)) = heard.next().await {
+            let Some(wire::controller_message::Message::Goals(g)) = m.message else { continue };
+            say_it.send(say(wire::node_message::Message::Report(obey(g)))).await.unwrap();
+        }
+        say_it
+    });
+    until("the disk is wiped", || async {
+        core.survey().await.disks.iter().any(|d| d.free == extents(10)).then_some(())
+    })
+    .await;
+
+    let v = core.create_volume(request("v", 5, None)).await.unwrap();
+    let attach = |volume: String| wire::AttachRequest {
+        node: "n1".into(),
+        volume,
+        block: true,
+        ..wire::AttachRequest::default()
+    };
+    let mut foreign = Request::new(attach(v.id.to_string()));
+    foreign.metadata_mut().insert("node", "n2".parse().unwrap());
+    assert_eq!(client.attach(foreign).await.unwrap_err().code(), Code::PermissionDenied);
+    let unknown = client.attach(attach("rubbish".into())).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::InvalidArgument);
+    let answer = client.attach(attach(v.id.to_string())).await.unwrap().into_inner();
+    assert_eq!(answer.size_bytes, extents(5).get());
+    let detach = wire::DetachRequest { node: "n1".into(), volume: v.id.to_string() };
+    client.detach(detach).await.unwrap();
+
+    // A second session of the node ends the first.
+    let again = client.session(tokio_stream::iter([hello()])).await.unwrap();
+    let say_it = tokio::time::timeout(Duration::from_secs(10), node).await.unwrap().unwrap();
+    drop((again, say_it));
+    let late = wire::Hello { node: "n1".into(), term_seen: 9, ..wire::Hello::default() };
+    let late = tokio_stream::iter([say(wire::node_message::Message::Hello(late))]);
+    let refused = client.session(late).await.unwrap().into_inner().next().await.unwrap().unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    server.abort();
+}
+
+fn obey(g: wire::Goals) -> wire::Report {
+    let mut r = wire::Report::default();
+    for d in g.disks {
+        r.disks.push(wire::ObservedDisk {
+            disk: d.disk,
+            epoch: d.epoch,
+            condition: wire::DiskCondition::Serving.into(),
+            extents: 10,
+            device_id: d.device_id,
+            path: "/dev/d".into(),
+            ..wire::ObservedDisk::default()
+        });
+    }
+    for w in g.wipes {
+        r.wipes.push(wire::ObservedWipe {
+            disk: w.disk,
+            wipe: w.wipe,
+            done: true,
+            ..wire::ObservedWipe::default()
+        });
+    }
+    for a in g.attachments {
+        let open = match a.role() {
+            wire::AttachmentRole::RoleWriter => wire::AttachmentState::AttachmentOpen,
+            _ => wire::AttachmentState::AttachmentAbsent,
+        };
+        let map = a.map.unwrap();
+        r.attachments.push(wire::ObservedAttachment {
+            volume: a.volume,
+            epoch: a.epoch,
+            state: open.into(),
+            size_bytes: map.segments.iter().map(|s| s.count).sum::<u64>() * map.extent_size,
+            ..wire::ObservedAttachment::default()
+        });
+    }
+    r
+}
