@@ -104,6 +104,15 @@ impl Engine {
         let devices: Vec<_> = n.devices.iter().map(|(id, d)| (id.clone(), d.clone())).collect();
         let mut unclaimed = std::collections::BTreeMap::new();
         let mut todo = BTreeSet::new();
+        let elsewhere = |d: &Device| match &d.content {
+            Content::Weir { disk, .. } => self.disks.get(disk).is_some_and(|s| s.record.disk.node != *name),
+            Content::Blank | Content::Foreign | Content::Busy | Content::Unreadable => false,
+        };
+        if devices.iter().any(|(_, d)| elsewhere(d)) {
+            self.contested.insert(name.clone());
+        } else {
+            self.contested.remove(name);
+        }
         for (id, device) in devices {
             let found = match &device.content {
                 Content::Blank => self.consider_blank(name, &id, &device),
@@ -124,6 +133,16 @@ impl Engine {
             n.unclaimed = unclaimed;
         }
         todo
+    }
+
+    /// Looks again at the nodes that show disks of others, now that `name` has said what it has, or is dead.
+    pub(super) fn settle_contested(&mut self, name: &NodeName) {
+        let others: Vec<NodeName> = self.contested.iter().filter(|n| *n != name).cloned().collect();
+        for n in others {
+            for d in self.consider_devices(&n) {
+                self.advance_disk(d);
+            }
+        }
     }
 
     /// A device without any signature: claimed if a pool selects it.
@@ -222,8 +241,13 @@ impl Engine {
             let same = |d: &Device| matches!(&d.content, Content::Weir { disk: x, .. } if *x == disk);
             n.devices.values().any(same)
         });
-        if there || (self.alive(&on) && self.nodes.get(&on).is_some_and(|n| !n.has_session())) {
+        if there {
             return Err(format!("is labelled as disk {disk}, which node {on} has as well: neither is moved"));
+        }
+        if self.alive(&on) && self.nodes.get(&on).is_none_or(|n| !n.has_reported()) {
+            return Err(format!(
+                "is labelled as disk {disk} of node {on}, which has not said yet whether it has it"
+            ));
         }
         if let Some(s) = self.disks.get_mut(&disk) {
             s.moved = Some((name.clone(), id.to_owned(), device.path.clone()));

@@ -80,6 +80,8 @@ pub(super) struct Engine {
     pub(super) wipes: HashMap<(DiskId, u64), VolumeId>,
     pub(super) disks: BTreeMap<DiskId, DiskSlot>,
     pub(super) nodes: BTreeMap<NodeName, Node>,
+    /// Nodes that show a disk which is on record for another node, so that another look is due when that one reports.
+    pub(super) contested: BTreeSet<NodeName>,
     pub(super) now: Now,
     pub(super) draw: Box<dyn FnMut() -> u128 + Send>,
     pub(super) next_session: u64,
@@ -102,6 +104,7 @@ impl Engine {
             wipes: HashMap::new(),
             disks: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            contested: BTreeSet::new(),
             now: Now::default(),
             draw,
             next_session: 0,

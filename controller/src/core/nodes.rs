@@ -35,6 +35,8 @@ pub(super) struct Node {
     pub(super) alive: bool,
     boot_id: String,
     session: Option<(u64, Arc<Outbox>)>,
+    /// Whether a full report came in this session.
+    reported: bool,
     /// Devices it has reported in this session.
     pub(super) devices: BTreeMap<String, Device>,
     /// Why devices are not part of a pool.
@@ -55,6 +57,7 @@ impl Node {
             alive: true,
             boot_id: String::new(),
             session: None,
+            reported: false,
             devices: BTreeMap::new(),
             unclaimed: BTreeMap::new(),
             volumes: BTreeSet::new(),
@@ -94,9 +97,9 @@ impl Node {
         }
     }
 
-    /// Whether it has a session now.
-    pub(super) fn has_session(&self) -> bool {
-        self.session.is_some()
+    /// Whether it has a session now, and has said everything in it.
+    pub(super) fn has_reported(&self) -> bool {
+        self.session.is_some() && self.reported
     }
 
     /// Ends its session.
@@ -151,6 +154,7 @@ impl Engine {
         let rebooted = !n.boot_id.is_empty() && n.boot_id != hello.boot_id;
         n.boot_id = hello.boot_id;
         n.devices.clear();
+        n.reported = false;
         out.fill(n.goals.clone());
         n.session = Some((session, out));
         let known = n.record.as_ref() == Some(&record) && n.version.is_some();
@@ -208,6 +212,7 @@ impl Engine {
         tracing::warn!(k8s_node = %name, "node has not been heard of for {lease:?}: taken for dead");
         self.refresh_disks(name);
         self.advance_all_of(name);
+        self.settle_contested(name);
     }
 
     fn advance_all_of(&mut self, name: &NodeName) {
@@ -252,7 +257,8 @@ impl Engine {
     /// Takes in what a node reports.
     pub(super) fn on_report(&mut self, name: &NodeName, report: Report) {
         let mut touched = BTreeSet::new();
-        if report.full {
+        let full = report.full;
+        if full {
             self.forget_seen(name, &mut touched);
         }
         for (id, device) in report.devices {
@@ -321,6 +327,10 @@ impl Engine {
         }
         for v in touched {
             self.advance(v);
+        }
+        if full {
+            self.node_mut(name).reported = true;
+            self.settle_contested(name);
         }
     }
 

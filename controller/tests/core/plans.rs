@@ -438,8 +438,13 @@ async fn a_disk_is_followed_to_another_node() {
     let v = rig.create("v", 8, Some("n1")).await;
     let (disk, size) = rig.nodes[0].pull("n1-serial-0");
     rig.nodes[1].push("moved", disk, size);
-    rig.nodes[0].rescan().await;
+    // The new node reports first: the old one has not said yet that the disk is gone.
     rig.nodes[1].rescan().await;
+    until("the disk waits for n1's word", || async {
+        rig.core.survey().await.nodes[1].unclaimed.first().map(|_| ())
+    })
+    .await;
+    rig.nodes[0].rescan().await;
     until("the disk is on record at n2", || async {
         let s = rig.core.survey().await;
         s.disks.iter().any(|d| d.disk == disk && d.node == rig.name(1)).then_some(())
