@@ -41,6 +41,18 @@ enum Command {
         #[command(subcommand)]
         what: Bench,
     },
+    /// Show Weir at work: a pool, a volume larger than any node, a VM on it, and a migration that copies nothing.
+    Demo {
+        /// Write the figures to this file as well.
+        #[arg(long, value_name = "FILE")]
+        json: Option<std::path::PathBuf>,
+        /// What the VM runs; unless said, Linux where nodes have KVM themselves.
+        #[arg(long)]
+        guest: Option<crate::demo::Kind>,
+        /// Leave the cluster running, as lab `demo`.
+        #[arg(long)]
+        keep: bool,
+    },
     /// The inside of a node; not for people.
     #[command(hide = true)]
     Agent {
@@ -98,6 +110,10 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Bench { what: Bench::Path(options) } => bench::path(&options).map(|()| ExitCode::SUCCESS),
         Command::Agent { part: AgentPart::Writer { device } } => {
             bench::serve_writer(&device).map(|()| ExitCode::SUCCESS)
+        }
+        Command::Demo { json, guest, keep } => {
+            crate::demo::run(&crate::demo::Options { json, guest, keep })?;
+            Ok(ExitCode::SUCCESS)
         }
         Command::Agent { part: AgentPart::Boot } => crate::agent::boot().map(|()| ExitCode::FAILURE),
         Command::Agent { part: AgentPart::Serve } => crate::agent::serve().map(|()| ExitCode::FAILURE),

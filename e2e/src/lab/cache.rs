@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// An unpacked kernel: vmlinuz, modules, and the initrd made for it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel {
     /// Its release, as in `uname -r`.
     pub release: String,

@@ -46,16 +46,16 @@ pub(super) fn ensure(kernel: &Kernel) -> Result<()> {
         return Ok(());
     }
     let tmp = kernel.initrd.with_extension("tmp");
-    fs::write(&tmp, build(&busybox, &modules(kernel)?)?).context("write the initrd")?;
+    fs::write(&tmp, build(kernel, &MODULES, &FOLDERS, INIT)?).context("write the initrd")?;
     fs::rename(&tmp, &kernel.initrd).context("rename the initrd")?;
     fs::write(&stamp_file, stamp).context("write the initrd's stamp")
 }
 
 /// The modules and all they need, in loading order.
-fn modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
+fn files(kernel: &Kernel, modules: &[&str]) -> Result<Vec<PathBuf>> {
     let base = kernel.modules.parent().and_then(Path::parent).context("modules folder")?;
     let mut files: Vec<PathBuf> = Vec::new();
-    for module in MODULES {
+    for module in modules {
         let text = run_tool(
             Command::new(find_tool("modprobe")?)
                 .args(["-S", &kernel.release, "--show-depends", module])
@@ -75,15 +75,21 @@ fn modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn build(busybox: &Path, modules: &[PathBuf]) -> Result<Vec<u8>> {
+/// An initrd of busybox, empty folders (of which `bin` and `m` are needed), these modules and all they need as /m/NN-NAME
+/// in loading order, and a script as /init.
+///
+/// # Errors
+/// As [`ensure`].
+pub(crate) fn build(kernel: &Kernel, modules: &[&str], folders: &[&str], init: &str) -> Result<Vec<u8>> {
+    let busybox = find_tool("busybox")?;
     let mut archive = Vec::new();
-    for folder in FOLDERS {
+    for folder in folders {
         archive = Builder::new(folder).mode(0o040_755).write(archive, 0).finish()?;
     }
-    archive = add(archive, "bin/busybox", 0o100_755, &fs::read(busybox)?)?;
+    archive = add(archive, "bin/busybox", 0o100_755, &fs::read(&busybox)?)?;
     archive = add(archive, "bin/sh", 0o120_777, b"busybox")?;
-    archive = add(archive, "init", 0o100_755, INIT.as_bytes())?;
-    for (index, module) in modules.iter().enumerate() {
+    archive = add(archive, "init", 0o100_755, init.as_bytes())?;
+    for (index, module) in files(kernel, modules)?.iter().enumerate() {
         let name = module.file_stem().context("a module's name")?.to_string_lossy();
         archive = add(
             archive,

@@ -18,7 +18,7 @@ pub mod accel;
 pub mod cache;
 pub mod client;
 mod forward;
-mod initrd;
+pub(crate) mod initrd;
 pub mod names;
 pub mod node;
 pub mod process;
@@ -297,6 +297,12 @@ impl Lab {
     #[must_use]
     pub fn kernel(&self) -> &str {
         &self.shared.kernel.release
+    }
+
+    /// That kernel's files, which nodes see under the same paths.
+    #[must_use]
+    pub fn kernel_files(&self) -> &cache::Kernel {
+        &self.shared.kernel
     }
 
     /// Node `number`, from 1.

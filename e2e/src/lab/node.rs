@@ -376,7 +376,7 @@ impl Node {
     /// # Errors
     /// It is gone, or the node is out of reach.
     pub fn signal(&self, background: &Background, signal: &str) -> Result<()> {
-        self.run_ok(&format!("kill -{signal} -- -{}", background.pid)).map(drop)
+        self.run_ok(&format!("kill -s {signal} -- -{}", background.pid)).map(drop)
     }
 
     fn call(&self, op: Op) -> Result<Reply> {

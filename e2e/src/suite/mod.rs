@@ -3,6 +3,7 @@
 mod basic;
 mod migrate;
 mod sanity;
+mod vm;
 
 use anyhow::{Result, ensure};
 
@@ -24,6 +25,7 @@ pub fn cases() -> Vec<Case> {
     let mut all = vec![];
     all.extend_from_slice(basic::CASES);
     all.extend_from_slice(migrate::CASES);
+    all.extend_from_slice(vm::CASES);
     all.extend_from_slice(sanity::CASES);
     all
 }
