@@ -93,6 +93,12 @@ pub fn parse_disk_hold(dm_uuid: &str) -> Option<DiskId> {
     (disk_hold(disk).1 == dm_uuid).then_some(disk)
 }
 
+/// The 128 bits by which labels know the system that a controller says it is of: a UUID as it is, other text by
+/// its hash.
+pub fn system_uid(text: &str) -> u128 {
+    uuid::Uuid::try_parse(text).map_or_else(|_| fnv128(&[b"system", text.as_bytes()]), |u| u.as_u128())
+}
+
 /// What every NQN of Weir begins with. The date is that of the name's first use, as the NVMe base specification
 /// asks.
 pub const NQN_PREFIX: &str = "nqn.2026-01.storage.weir:";
@@ -191,6 +197,13 @@ mod tests {
         assert_eq!(parse_disk_hold(&uuid), Some(d));
         assert_eq!(DmRole::parse(&uuid), None);
         assert!(roles().iter().all(|r| parse_disk_hold(&r.dm_uuid()).is_none()));
+    }
+
+    #[test]
+    fn systems_are_told_apart() {
+        assert_eq!(system_uid("00000000-0000-0000-0000-0000000000aa"), 0xaa);
+        assert_eq!(system_uid("weir"), system_uid("weir"));
+        assert_ne!(system_uid("weir"), system_uid("weir2"));
     }
 
     #[test]

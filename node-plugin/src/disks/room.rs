@@ -15,7 +15,7 @@ use std::{
 use async_trait::async_trait;
 use csi_proto::node as proto;
 use disk_format::PoolUid;
-use pool::ids::DiskId;
+use pool::{ids::DiskId, names};
 use tokio::sync::{
     mpsc::{UnboundedSender, unbounded_channel},
     oneshot, watch,
@@ -247,10 +247,7 @@ impl State {
 
     fn order(&mut self, order: DiskOrder) {
         match order {
-            DiskOrder::System(text) => match uuid::Uuid::parse_str(&text) {
-                Ok(u) => self.system = Some(PoolUid(u.as_u128())),
-                Err(e) => tracing::error!(system = text, "the controller's system id is no UUID: {e}"),
-            },
+            DiskOrder::System(text) => self.system = Some(PoolUid(names::system_uid(&text))),
             DiskOrder::Disk(goal) => self.disk_goal(goal),
             DiskOrder::Wipe(goal) => self.wipe_goal(goal),
             // What is there beyond the goals is reported, and left alone.
