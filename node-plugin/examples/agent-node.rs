@@ -64,7 +64,7 @@ async fn main() -> Fallible<()> {
     let (link, mut room) = disk_link();
     let config = SessionConfig {
         node,
-        controller: controller.clone(),
+        controllers: vec![controller.clone()],
         tls: None,
         boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().into(),
         storage,

@@ -6,5 +6,6 @@ pub mod convert;
 pub mod csi;
 pub mod disks;
 pub mod disks_api;
+pub mod serve;
 pub mod session;
 pub mod volumes_api;

@@ -56,13 +56,14 @@ pub fn tidy(c: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// Names of the device-mapper devices of ours in a node's kernel.
+/// Names of the device-mapper devices of ours in a node's kernel that belong to volumes: the holds of served disks
+/// stay for as long as these serve.
 ///
 /// # Errors
 /// The node cannot be reached.
 pub fn devices(node: &crate::lab::Node) -> Result<Vec<String>> {
     let out = node.run_ok("cat /sys/block/dm-*/dm/name 2>/dev/null; true")?;
-    Ok(out.lines().filter(|l| l.starts_with("weir-")).map(str::to_owned).collect())
+    Ok(out.lines().filter(|l| l.starts_with("weir-") && !l.starts_with("weir-hold-")).map(str::to_owned).collect())
 }
 
 /// Fills `device` on a node with a pattern that `seed` determines, and makes it durable.

@@ -55,8 +55,9 @@ const HEARTBEAT_MS: (u32, u32) = (100, 60_000);
 pub struct SessionConfig {
     /// This node.
     pub node: NodeName,
-    /// The controller, as a URI: `http://10.0.2.2:7000`. Its name is resolved again for each attempt.
-    pub controller: String,
+    /// Controllers as URIs (`http://10.0.2.2:7000`), never empty: dialled in turn. Names are resolved again for each
+    /// attempt.
+    pub controllers: Vec<String>,
     /// TLS, where the controller wants it.
     pub tls: Option<ClientTlsConfig>,
     /// This boot: /proc/sys/kernel/random/boot_id.
@@ -99,6 +100,8 @@ enum SessionError {
 /// The session.
 pub struct Session {
     config: SessionConfig,
+    /// The one that is dialled now.
+    controller: String,
     agent: Arc<Agent>,
     book: Arc<Book>,
     orders: mpsc::UnboundedSender<DiskOrder>,
@@ -124,14 +127,17 @@ impl Session {
                 for_words.disk_word(w);
             }
         });
-        tokio::spawn(Self { config, agent, book, orders, term, channel }.run());
+        let controller = String::new();
+        tokio::spawn(Self { config, controller, agent, book, orders, term, channel }.run());
         Ok(handle)
     }
 
     async fn run(mut self) {
         let mut backoff = Backoff::new(REDIAL.0, REDIAL.1);
         let mut last = String::new();
-        loop {
+        for attempt in 0_usize.. {
+            let n = self.config.controllers.len().max(1);
+            self.controller = self.config.controllers.get(attempt % n).cloned().unwrap_or_default();
             let mut welcomed = false;
             let Err(e) = self.one(&mut welcomed).await;
             let why = chain(&e);
@@ -140,7 +146,7 @@ impl Session {
             }
             // The same reason again and again is said once.
             if welcomed || why != last {
-                warn!(controller = self.config.controller, error = why, "no session, will dial again");
+                warn!(controller = self.controller, error = why, "no session, will dial again");
             }
             last.clone_from(&why);
             drop(self.channel.send_replace(Err(why)));
@@ -160,7 +166,10 @@ impl Session {
             return Err(SessionError::NoWelcome);
         };
         self.obey(Term::new(w.term)).await?;
-        info!(controller = self.config.controller, term = w.term, version = w.version, "session");
+        if self.orders.send(DiskOrder::System(w.pool_system)).is_err() {
+            tracing::error!("nobody takes goals for disks any more");
+        }
+        info!(controller = self.controller, term = w.term, version = w.version, "session");
         *welcomed = true;
         drop(self.channel.send_replace(Ok(channel)));
         let heartbeat =
@@ -173,8 +182,8 @@ impl Session {
     }
 
     async fn dial(&self) -> Result<Channel, SessionError> {
-        let bad = |e| SessionError::Address(self.config.controller.clone(), e);
-        let mut e = Endpoint::from_shared(self.config.controller.clone())
+        let bad = |e| SessionError::Address(self.controller.clone(), e);
+        let mut e = Endpoint::from_shared(self.controller.clone())
             .map_err(bad)?
             .connect_timeout(ANSWER)
             .tcp_nodelay(true)

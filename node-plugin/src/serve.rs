@@ -1,0 +1,113 @@
+//! Wires the parts of a node plugin together and runs it until it is told to stop. Stopping it stops no I/O: the
+//! kernel keeps what stands.
+
+use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
+
+use tokio::sync::watch;
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+
+use crate::{
+    agent::{self, Agent, real::Kernel},
+    config::{Config, ConfigError, Tls, storage_address},
+    csi::{self, Faults, IdentityService, KernelTools, NodeService, NodeSettings},
+    disks::{self, KernelHardware},
+    disks_api::disk_link,
+    session::{Session, SessionConfig, term::TermError},
+};
+
+/// Why a node plugin ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The configuration does not fit this node.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The address for exports was not found.
+    #[error(transparent)]
+    Address(#[from] crate::config::AddressError),
+    /// A file that is needed cannot be read or made.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The kernel cannot be reached.
+    #[error("the kernel's device-mapper or NVMe controls cannot be used: {0} (is weir-node root, and is dm_mod loaded?)")]
+    Kernel(#[from] agent::ground::GroundError),
+    /// The agent did not start.
+    #[error(transparent)]
+    Agent(#[from] agent::StartError),
+    /// The session could not be prepared.
+    #[error(transparent)]
+    Term(#[from] TermError),
+    /// CSI could not be served.
+    #[error(transparent)]
+    Csi(#[from] csi::SocketError),
+}
+
+/// Runs a node plugin until `stop` says so.
+///
+/// # Errors
+/// See [`ServeError`].
+pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>) -> Result<(), ServeError> {
+    let storage = SocketAddr::new(storage_address(&config.storage, &config.controllers)?, config.storage_port);
+    fs::create_dir_all(&config.state_dir)
+        .map_err(|source| ServeError::File { path: config.state_dir.clone(), source })?;
+    let tls = config.tls.as_ref().map(client_tls).transpose()?;
+    // Bound first: a second plugin on the node ends here, before it touches anything.
+    let socket = csi::bind(&config.csi_socket).await?;
+
+    let (link, room_link) = disk_link();
+    let room = disks::start(Arc::new(KernelHardware { devices: config.devices.clone() }), room_link, true);
+    let kernel = Arc::new(Kernel::open(&config.node, storage)?);
+    let agent = Agent::start(config.node.clone(), kernel, room).await?;
+    let session = SessionConfig {
+        node: config.node.clone(),
+        controllers: config.controllers.iter().map(|e| e.as_str().to_owned()).collect(),
+        tls,
+        boot_id: read_boot_id()?,
+        storage,
+        topology: config.topology.clone(),
+        features: vec![],
+        max_volumes: config.max_volumes,
+        state_dir: config.state_dir.clone(),
+    };
+    let volumes = Arc::new(Session::start(session, agent, link)?);
+
+    let (_ready, readiness) = watch::channel(true);
+    let identity = IdentityService::new(config.driver_name.clone(), readiness);
+    let settings = NodeSettings {
+        node: config.node.clone(),
+        topology: config.topology.clone().into_iter().collect(),
+        max_volumes: config.max_volumes,
+    };
+    let node = NodeService::new(settings, volumes, Arc::new(KernelTools), faults);
+    tracing::info!(k8s_node = %config.node, %storage, csi = %config.csi_socket.display(), "weir-node is up");
+    let stopped = async move {
+        // A sender that is gone stops the plugin as well.
+        drop(stop.wait_for(|s| *s).await);
+        tracing::info!("told to stop");
+    };
+    csi::serve(socket, &config.csi_socket, identity, node, stopped).await?;
+    Ok(())
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>, ServeError> {
+    fs::read(path).map_err(|source| ServeError::File { path: path.clone(), source })
+}
+
+fn client_tls(t: &Tls) -> Result<ClientTlsConfig, ServeError> {
+    let identity = Identity::from_pem(read(&t.cert)?, read(&t.key)?);
+    let config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&t.ca)?)).identity(identity);
+    Ok(match &t.server_name {
+        Some(n) => config.domain_name(n),
+        None => config,
+    })
+}
+
+fn read_boot_id() -> Result<String, ServeError> {
+    let path = PathBuf::from("/proc/sys/kernel/random/boot_id");
+    Ok(String::from_utf8_lossy(&read(&path)?).trim().to_owned())
+}
