@@ -79,6 +79,10 @@ enum AgentPart {
         /// The device.
         device: String,
     },
+    /// Verified I/O on a device, for tests.
+    Verify(crate::agent::verify::Args),
+    /// What the verifier's slots on a device hold, as JSON.
+    Slots(crate::agent::verify::ReadArgs),
 }
 
 /// Runs what the command line asks for.
@@ -117,5 +121,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::Agent { part: AgentPart::Boot } => crate::agent::boot().map(|()| ExitCode::FAILURE),
         Command::Agent { part: AgentPart::Serve } => crate::agent::serve().map(|()| ExitCode::FAILURE),
+        Command::Agent { part: AgentPart::Verify(args) } => {
+            Ok(if crate::agent::verify::verify(&args)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Command::Agent { part: AgentPart::Slots(args) } => {
+            println!("{}", serde_json::to_string(&crate::agent::verify::read(&args)?)?);
+            Ok(ExitCode::SUCCESS)
+        }
     }
 }

@@ -12,5 +12,6 @@ pub mod lab;
 pub mod proto;
 pub mod runner;
 pub mod suite;
+pub mod verify;
 pub mod vm;
 pub mod wait;

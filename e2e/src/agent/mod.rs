@@ -7,6 +7,7 @@
 mod boot;
 mod run;
 mod serve;
+pub mod verify;
 
 use anyhow::{Context, Result, bail};
 use std::collections::HashMap;

@@ -106,7 +106,8 @@ impl Clients {
                 .timeout(CALL)
                 .connect_with_connector_lazy(tower_connector(path))
         };
-        Ok(NodeCsi { clients: self, client: NodeClient::new(channel), _forward: forward })
+        let identity = IdentityClient::new(channel.clone());
+        Ok(NodeCsi { clients: self, client: NodeClient::new(channel), identity, _forward: forward })
     }
 
     fn controller(&self) -> ControllerClient<Channel> {
@@ -118,6 +119,18 @@ impl Clients {
     /// # Errors
     /// As the controller says.
     pub fn create(&self, v: &NewVolume<'_>) -> Result<String, Status> {
+        self.create_as(v, vec![v.usage.capability()])
+    }
+
+    /// CreateVolume with capabilities of one's own; returns the volume's id.
+    ///
+    /// # Errors
+    /// As the controller says.
+    pub fn create_as(
+        &self,
+        v: &NewVolume<'_>,
+        capabilities: Vec<VolumeCapability>,
+    ) -> Result<String, Status> {
         let topology = v.beside.map(|n| TopologyRequirement {
             requisite: vec![],
             preferred: vec![csi::Topology {
@@ -127,7 +140,7 @@ impl Clients {
         let request = csi::CreateVolumeRequest {
             name: v.name.to_owned(),
             capacity_range: Some(CapacityRange { required_bytes: v.bytes.cast_signed(), limit_bytes: 0 }),
-            volume_capabilities: vec![v.usage.capability()],
+            volume_capabilities: capabilities,
             parameters: v.parameters.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             accessibility_requirements: topology,
             ..Default::default()
@@ -159,6 +172,19 @@ impl Clients {
         Ok(answer.into_inner().capacity_bytes.cast_unsigned())
     }
 
+    /// ControllerGetVolume: whether something is wrong with it, and what.
+    ///
+    /// # Errors
+    /// As the controller says.
+    pub fn condition(&self, id: &str) -> Result<(bool, String), Status> {
+        let request = csi::ControllerGetVolumeRequest { volume_id: id.to_owned() };
+        let answer = self.runtime.block_on(self.controller().controller_get_volume(request))?.into_inner();
+        let condition = answer.status.and_then(|s| s.volume_condition);
+        condition
+            .map(|c| (c.abnormal, c.message))
+            .ok_or_else(|| Status::internal("no condition in the answer"))
+    }
+
     /// ControllerUnpublishVolume.
     ///
     /// # Errors
@@ -177,6 +203,7 @@ impl Clients {
 pub struct NodeCsi<'a> {
     clients: &'a Clients,
     client: NodeClient<Channel>,
+    identity: IdentityClient<Channel>,
     _forward: Arc<Forward>,
 }
 
@@ -193,6 +220,26 @@ pub fn publish_path(id: &str) -> String {
 impl NodeCsi<'_> {
     fn request<T>(&self, message: T) -> Request<T> {
         Request::new(message)
+    }
+
+    /// Probe: the plugin answers.
+    ///
+    /// # Errors
+    /// Nobody does.
+    pub fn probe(&self) -> Result<(), Status> {
+        self.clients.runtime.block_on(self.identity.clone().probe(csi::ProbeRequest {})).map(drop)
+    }
+
+    /// NodeGetInfo.
+    ///
+    /// # Errors
+    /// As the plugin says.
+    pub fn info(&self) -> Result<csi::NodeGetInfoResponse, Status> {
+        let request = csi::NodeGetInfoRequest {};
+        self.clients
+            .runtime
+            .block_on(self.client.clone().node_get_info(request))
+            .map(tonic::Response::into_inner)
     }
 
     /// NodeStageVolume.

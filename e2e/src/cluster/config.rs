@@ -34,7 +34,7 @@ pub(super) fn controller(spec: &Spec, ports: Ports, dir: &Path) -> String {
          tls: {{ca: {tls}/ca.crt, cert: {tls}/controller.crt, key: {tls}/controller.key}}\n\
          store:\n  path: {store}\n\
          pools:\n- apiVersion: weir.storage/v1alpha1\n  kind: StoragePool\n  metadata:\n    name: default\n  spec:\n    \
-         extentSize: {extent}\n    freshDisks: {fresh}\n    devices:\n    - serials: [{serials}]\n",
+         extentSize: {extent}\n    freshDisks: {fresh}\n    devices:\n    - serials: [{serials}]\n{extra}",
         csi = ports.csi,
         nodes = ports.nodes,
         tls = tls.display(),
@@ -42,14 +42,20 @@ pub(super) fn controller(spec: &Spec, ports: Ports, dir: &Path) -> String {
         extent = spec.extent_size,
         serials = serials.join(", "),
         fresh = if spec.trust_fresh_disks { "trust" } else { "wipe" },
+        extra = spec.extra_devices.iter().map(|d| format!("    - paths: ['{d}']\n")).collect::<String>(),
     )
 }
 
-pub(super) fn node(node: &Node, ports: Ports) -> String {
+pub(super) fn node(node: &Node, spec: &Spec, ports: Ports) -> String {
+    // Whoever names a device of a kind that is left out otherwise has to name all of them.
+    let devices = match spec.extra_devices.as_slice() {
+        [] => String::new(),
+        extra => format!("devices: ['/dev/vd*', '{}']\n", extra.join("', '")),
+    };
     format!(
         "node: {}\ncontroller:\n  endpoints: ['https://10.0.2.2:{}']\n  \
          tls: {{ca: {TLS_DIR}/ca.crt, cert: {TLS_DIR}/node.crt, key: {TLS_DIR}/node.key}}\n\
-         csi:\n  endpoint: unix://{NODE_SOCKET}\nstorage:\n  address: {}\n",
+         csi:\n  endpoint: unix://{NODE_SOCKET}\nstorage:\n  address: {}\n{devices}",
         node.name(),
         ports.nodes,
         node.storage_ip()

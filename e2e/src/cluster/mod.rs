@@ -48,6 +48,8 @@ pub struct Spec {
     pub memory: u32,
     /// The pool takes blank disks for zeroed, as fresh sparse images are.
     pub trust_fresh_disks: bool,
+    /// Devices that the pool takes beside the lab's disks, of kinds that it leaves out otherwise (a loop device).
+    pub extra_devices: Vec<String>,
     /// The lab outlives this process under this name.
     pub persistent: Option<String>,
 }
@@ -63,6 +65,7 @@ impl Default for Spec {
             extent_size: 4 << 20,
             memory: 640,
             trust_fresh_disks: false,
+            extra_devices: Vec::new(),
             persistent: None,
         }
     }
@@ -141,7 +144,7 @@ impl Cluster {
         let pair = self.pki.node(&node.name())?;
         let dir = config::TLS_DIR;
         for (path, text) in [
-            ("/etc/weir/node.yaml".to_owned(), &config::node(node, self.ports)),
+            ("/etc/weir/node.yaml".to_owned(), &config::node(node, &self.spec, self.ports)),
             (format!("{dir}/ca.crt"), &self.pki.ca()),
             (format!("{dir}/node.crt"), &pair.cert),
             (format!("{dir}/node.key"), &pair.key),
@@ -256,7 +259,15 @@ impl Cluster {
         })
         .with_context(|| tail(&node.log("weir-node")))?;
         lock(&self.forwards)[usize::from(n) - 1] = Some(socket);
-        Ok(())
+        // A socket that an earlier plugin left behind leads nowhere.
+        let csi = self.node_csi(n)?;
+        wait::until(&format!("weir-node on n{n} to answer"), PATIENCE, || {
+            if crash_at.is_none() && self.plugin_ended(n)? {
+                bail!("weir-node ended");
+            }
+            Ok(csi.probe().ok())
+        })
+        .with_context(|| tail(&node.log("weir-node")))
     }
 
     /// Kills the plugin of a node (SIGKILL) and nothing else.

@@ -66,14 +66,16 @@ fn holders(c: &Cluster, id: &str) -> Result<Vec<String>> {
         .collect())
 }
 
-fn write_block(device: &str, block: u64, text: &str) -> String {
+/// A shell command that writes one block of 4096 bytes.
+pub(super) fn write_block(device: &str, block: u64, text: &str) -> String {
     format!(
         "printf '%-4096s' '{text}' | dd of={device} bs=4096 seek={block} oflag=direct iflag=fullblock \
          conv=notrunc status=none"
     )
 }
 
-fn read_block(c: &Cluster, n: u8, device: &str, block: u64) -> Result<String> {
+/// Reads what [`write_block`] wrote.
+pub(super) fn read_block(c: &Cluster, n: u8, device: &str, block: u64) -> Result<String> {
     let text =
         c.node(n).run_ok(&format!("dd if={device} bs=4096 skip={block} count=1 iflag=direct status=none"))?;
     Ok(text.trim_end().to_owned())
@@ -88,7 +90,7 @@ fn tear_down(c: &Cluster, id: &str, nodes: &[u8]) -> Result<()> {
 }
 
 /// The block at which tests write: past the pattern.
-const BLOCK: u64 = 64 << 20 >> 12;
+pub(super) const BLOCK: u64 = 64 << 20 >> 12;
 
 fn commit(c: &Cluster) -> Result<()> {
     let (id, source, target) = set_up(c, "commit")?;

@@ -1,8 +1,14 @@
 //! What is tested on a real cluster: each case is a function that gets a running cluster and leaves it as it found it.
 
 mod basic;
+mod crash;
+mod disks;
+mod errors;
+mod faults;
 mod migrate;
+mod restart;
 mod sanity;
+mod verifier;
 mod vm;
 
 use anyhow::{Result, ensure};
@@ -25,8 +31,9 @@ pub fn cases() -> Vec<Case> {
     let mut all = vec![];
     all.extend_from_slice(basic::CASES);
     all.extend_from_slice(migrate::CASES);
-    all.extend_from_slice(vm::CASES);
-    all.extend_from_slice(sanity::CASES);
+    for more in [vm::CASES, errors::CASES, restart::CASES, faults::CASES, crash::CASES, disks::CASES, sanity::CASES] {
+        all.extend_from_slice(more);
+    }
     all
 }
 

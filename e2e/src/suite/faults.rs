@@ -1,0 +1,318 @@
+//! Nodes that die, networks that part, and writes that are held meanwhile. Verified I/O runs through all of it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tonic::Code;
+
+use super::{
+    Case,
+    basic::too_large_for_one,
+    check_pattern,
+    migrate::{BLOCK, read_block, write_block},
+    verifier::{
+        Verifier, check_slots, hosts, lender, refused, retry, slots, third, wait_alive, wait_held,
+        wait_nobody_leaves,
+    },
+    write_pattern,
+};
+use crate::{
+    cluster::{
+        Cluster, PATIENCE,
+        clients::{NewVolume, Use},
+    },
+    lab::{Background, Link},
+    proto::Exit,
+    wait,
+};
+
+pub(super) const CASES: &[Case] = &[
+    Case {
+        name: "faults/lender-killed",
+        about: "I/O queues while a lender is dead, and goes on when it is back; nothing acknowledged is lost",
+        run: lender_killed,
+    },
+    Case {
+        name: "faults/consumer-killed",
+        about: "a dead consumer's volume goes to another node once its lease is over",
+        run: consumer_killed,
+    },
+    Case {
+        name: "faults/consumer-killed-with-extents",
+        about: "a volume that lies on its dead consumer waits for it, and says so",
+        run: consumer_killed_with_extents,
+    },
+    Case {
+        name: "faults/partitioned-control",
+        about: "cut off from the controller I/O goes on; another node takes over behind the lenders' fences",
+        run: |c| taken_over(c, "cut-control", Link::Control),
+    },
+    Case {
+        name: "faults/partitioned-both",
+        about: "cut off from everyone a consumer queues; what it queued never arrives once it is evicted",
+        run: |c| taken_over(c, "cut-both", Link::Both),
+    },
+    Case {
+        name: "faults/partitioned-storage",
+        about: "cut off from its lenders a consumer queues, stays the holder, and goes on",
+        run: partitioned_storage,
+    },
+    Case {
+        name: "faults/controller-dies-while-held",
+        about: "a held write outlives the controller, and is done by the next one",
+        run: |c| held_without_controller(c, "held-controller", Duration::ZERO),
+    },
+    Case {
+        name: "faults/lender-dies-while-held",
+        about: "a held write waits for a lender that died, and is done when it is back",
+        run: lender_dies_while_held,
+    },
+    Case {
+        name: "faults/long-hold",
+        about: "a write that is held for long (WEIR_LAB_HOLD seconds, else 75) is done in the end",
+        run: long_hold,
+    },
+];
+
+/// What a node may answer while another's access is being taken down.
+const NOT_YET: [Code; 4] =
+    [Code::FailedPrecondition, Code::Unavailable, Code::DeadlineExceeded, Code::Aborted];
+
+/// Above the lease, so that whoever is silent for so long is dead by then.
+const PAST_THE_LEASE: Duration = Duration::from_secs(8);
+
+fn lender_killed(c: &Cluster) -> Result<()> {
+    let id = borrowing(c, "lender-killed", Use::Block)?;
+    let dev = c.node_csi(1)?.attach(&id, Use::Block)?;
+    let lender = lender(c, &id, 1)?;
+    let v = Verifier::start(c, 1, "lender-killed", &dev, 11)?;
+    c.node(lender).kill()?;
+    v.wait_stalled(Duration::from_secs(2))?;
+    wait_alive(c, lender, false)?;
+    let (abnormal, why) = c.csi().condition(&id)?;
+    let name = c.node(lender).name();
+    ensure!(abnormal && why.contains(&name), "the volume's condition does not name {name}: {why:?}");
+    v.wait_stalled(PAST_THE_LEASE)?;
+    c.revive(lender)?;
+    v.wait_writes(128)?;
+    v.finish()?;
+    let (abnormal, why) = c.csi().condition(&id)?;
+    ensure!(!abnormal, "the volume's condition is still {why:?}");
+    c.node_csi(1)?.detach(&id)?;
+    c.csi().delete(&id)?;
+    Ok(())
+}
+
+/// A volume with its home on n1 that is larger than n1.
+fn borrowing(c: &Cluster, name: &str, usage: Use) -> Result<String> {
+    let bytes = too_large_for_one(c);
+    Ok(c.csi().create(&NewVolume { name, bytes, usage, beside: Some("n1"), parameters: &[] })?)
+}
+
+/// A volume that lies on n2 alone, for use on other nodes.
+fn lent(c: &Cluster, name: &str) -> Result<String> {
+    let new = NewVolume { name, bytes: 256 << 20, usage: Use::Block, beside: Some("n2"), parameters: &[] };
+    let id = c.csi().create(&new)?;
+    ensure!(hosts(c, &id)? == [2], "volume {id} lies on {:?}", hosts(c, &id)?);
+    Ok(id)
+}
+
+fn consumer_killed(c: &Cluster) -> Result<()> {
+    let id = lent(c, "consumer-killed")?;
+    let dev = c.node_csi(1)?.attach(&id, Use::Block)?;
+    let v = Verifier::start(c, 1, "consumer-killed", &dev, 21)?;
+    v.wait_writes(128)?;
+    c.node(1).kill()?;
+    let early = c.node_csi(3)?.stage(&id, Use::Block);
+    refused("attaching what a silent node holds", early, Code::FailedPrecondition, &["n1"])?;
+    let before = v.report()?;
+    let csi = c.node_csi(3)?;
+    retry("n3 to get the volume", &NOT_YET, || csi.stage(&id, Use::Block))?;
+    let dev = csi.publish(&id, Use::Block)?;
+    // The newest report of a dead node is a little old: what it says was acknowledged was.
+    let mut known = before;
+    known.begun = vec![u64::MAX; known.begun.len()];
+    check_slots(&slots(c, 3, &dev)?, &known)?;
+    let v = Verifier::start(c, 3, "consumer-next", &dev, 22)?;
+    c.revive(1)?;
+    wait_nobody_leaves(c, &id)?;
+    v.wait_writes(128)?;
+    let after = v.finish()?;
+    check_slots(&slots(c, 3, &dev)?, &after)?;
+    wait_held(c, &id, "Attached", &[3])?;
+    csi.detach(&id)?;
+    c.csi().delete(&id)?;
+    Ok(())
+}
+
+fn consumer_killed_with_extents(c: &Cluster) -> Result<()> {
+    let id = borrowing(c, "consumer-home", Use::Block)?;
+    let other = third(1, lender(c, &id, 1)?);
+    let dev = c.node_csi(1)?.attach(&id, Use::Block)?;
+    let v = Verifier::start(c, 1, "consumer-home", &dev, 31)?;
+    v.wait_writes(128)?;
+    c.node(1).kill()?;
+    let mut known = v.report()?;
+    known.begun = vec![u64::MAX; known.begun.len()];
+    wait_alive(c, 1, false)?;
+    let csi = c.node_csi(other)?;
+    refused("attaching a volume of a dead node", csi.stage(&id, Use::Block), Code::Unavailable, &["n1"])?;
+    c.revive(1)?;
+    retry("the volume once its node is back", &NOT_YET, || csi.stage(&id, Use::Block))?;
+    let dev = csi.publish(&id, Use::Block)?;
+    check_slots(&slots(c, other, &dev)?, &known)?;
+    wait_held(c, &id, "Attached", &[other])?;
+    csi.detach(&id)?;
+    c.csi().delete(&id)?;
+    Ok(())
+}
+
+/// n1 uses a volume of n2 and is cut off; n3 gets it; then n1 comes back.
+fn taken_over(c: &Cluster, name: &str, link: Link) -> Result<()> {
+    let id = lent(c, name)?;
+    let dev = c.node_csi(1)?.attach(&id, Use::Block)?;
+    let old = Verifier::start(c, 1, name, &dev, 41)?;
+    c.node(1).cut(link)?;
+    if link == Link::Control {
+        old.goes_on_for(PAST_THE_LEASE).context("I/O without the controller")?;
+    } else {
+        old.wait_stalled(Duration::from_secs(2))?;
+    }
+    wait_alive(c, 1, false)?;
+    let csi = c.node_csi(3)?;
+    retry("n3 to get the volume", &NOT_YET, || csi.stage(&id, Use::Block))?;
+    let new_dev = csi.publish(&id, Use::Block)?;
+    // The fences stand, so nothing of n1 comes any more: what it knows as acknowledged must be there.
+    let found = slots(c, 3, &new_dev)?;
+    check_slots(&found, &old.report()?)?;
+    let new = Verifier::start(c, 3, &format!("{name}-next"), &new_dev, 42)?;
+    new.wait_writes(128)?;
+    c.node(1).heal(link)?;
+    wait_alive(c, 1, true)?;
+    let evicted = old.end()?;
+    check_slots(&found, &evicted).context("what the evicted node took for acknowledged")?;
+    ensure!(evicted.errors > 0, "the evicted node's writer never learned that it was evicted: {evicted:?}");
+    wait_nobody_leaves(c, &id)?;
+    new.wait_writes(128)?;
+    let after = new.finish()?;
+    check_slots(&slots(c, 3, &new_dev)?, &after).context("a late write of the evicted node")?;
+    c.node_csi(1)?.detach(&id)?;
+    wait_held(c, &id, "Attached", &[3])?;
+    csi.detach(&id)?;
+    c.csi().delete(&id)?;
+    Ok(())
+}
+
+fn partitioned_storage(c: &Cluster) -> Result<()> {
+    let id = lent(c, "cut-storage")?;
+    let dev = c.node_csi(1)?.attach(&id, Use::Block)?;
+    let v = Verifier::start(c, 1, "cut-storage", &dev, 51)?;
+    c.node(1).cut(Link::Storage)?;
+    v.wait_stalled(PAST_THE_LEASE)?;
+    let other = c.node_csi(3)?.stage(&id, Use::Block);
+    refused("attaching what a living node holds", other, Code::FailedPrecondition, &["n1"])?;
+    c.node(1).heal(Link::Storage)?;
+    v.wait_writes(128)?;
+    v.finish()?;
+    c.node_csi(1)?.detach(&id)?;
+    c.csi().delete(&id)?;
+    Ok(())
+}
+
+/// A migration from n1 whose target holds a write, with the controller dead.
+struct Held {
+    id: String,
+    source: String,
+    target: u8,
+    target_dev: String,
+    lender: u8,
+    write: Background,
+}
+
+const SEED: u32 = 8;
+
+fn hold_write(c: &Cluster, name: &str) -> Result<Held> {
+    let id = borrowing(c, name, Use::SharedBlock)?;
+    let lender = lender(c, &id, 1)?;
+    let target = third(1, lender);
+    let source = c.node_csi(1)?.attach(&id, Use::SharedBlock)?;
+    write_pattern(c.node(1), &source, 32, SEED)?;
+    let target_dev = c.node_csi(target)?.attach(&id, Use::SharedBlock)?;
+    wait_held(c, &id, "Guarded", &[1, target])?;
+    c.kill_controller()?;
+    let script = write_block(&target_dev, BLOCK, "held");
+    let write = c.node(target).spawn(&format!("write-{name}"), &format!("sh -c \"{script}\""))?;
+    let m = Held { id, source, target, target_dev, lender, write };
+    wait::until("the guard to hold the write", PATIENCE, || Ok((held_writes(c, target)? > 0).then_some(())))?;
+    m.still_held(c)?;
+    Ok(m)
+}
+
+/// Writes that the guards of a node hold, as device-mapper counts them: `NAME: 0 SECTORS delay READS WRITES FLUSHES`.
+fn held_writes(c: &Cluster, n: u8) -> Result<u64> {
+    let status = c.node(n).run_ok("dmsetup status --target delay")?;
+    let counts = status.lines().filter_map(|l| {
+        let words: Vec<_> = l.split_whitespace().skip_while(|w| *w != "delay").collect();
+        words.get(2)?.parse::<u64>().ok()
+    });
+    Ok(counts.sum())
+}
+
+impl Held {
+    fn still_held(&self, c: &Cluster) -> Result<()> {
+        let ended = c.node(self.target).ended(&self.write)?;
+        ensure!(ended.is_none(), "the write ended while it had to be held: {ended:?}");
+        Ok(())
+    }
+
+    /// The write goes through, the source is fenced, and every byte is right.
+    fn conclude(self, c: &Cluster) -> Result<()> {
+        let exit = wait::until("the held write to end", PATIENCE, || c.node(self.target).ended(&self.write))?;
+        ensure!(exit == Exit::Code(0), "the held write failed: {exit:?}");
+        wait_held(c, &self.id, "Attached", &[self.target])?;
+        ensure!(read_block(c, self.target, &self.target_dev, BLOCK)? == "held", "the held write is lost");
+        let late = c.node(1).exec(&write_block(&self.source, BLOCK, "too late"))?;
+        ensure!(!late.ok(), "the source can still write after the cut-over");
+        ensure!(read_block(c, self.target, &self.target_dev, BLOCK)? == "held", "a late write got through");
+        check_pattern(c.node(self.target), &self.target_dev, 32, SEED)?;
+        for n in [1, self.target] {
+            c.node_csi(n)?.detach(&self.id)?;
+        }
+        c.csi().delete(&self.id)?;
+        Ok(())
+    }
+}
+
+fn held_without_controller(c: &Cluster, name: &str, time: Duration) -> Result<()> {
+    let m = hold_write(c, name)?;
+    let start = std::time::Instant::now();
+    while start.elapsed() < time {
+        m.still_held(c)?;
+        ensure!(held_writes(c, m.target)? > 0, "the guard holds nothing any more");
+        check_pattern(c.node(m.target), &m.target_dev, 4, SEED).context("reads while a write is held")?;
+    }
+    c.start_controller(None)?;
+    m.conclude(c)
+}
+
+fn lender_dies_while_held(c: &Cluster) -> Result<()> {
+    let m = hold_write(c, "held-lender")?;
+    c.node(m.lender).kill()?;
+    c.start_controller(None)?;
+    wait_held(c, &m.id, "CuttingOver", &[1, m.target])?;
+    wait_alive(c, m.lender, false)?;
+    m.still_held(c)?;
+    c.revive(m.lender)?;
+    m.conclude(c)
+}
+
+fn long_hold(c: &Cluster) -> Result<()> {
+    const SECONDS: u64 = 75;
+    let seconds = match std::env::var("WEIR_LAB_HOLD") {
+        Ok(text) => {
+            text.parse().with_context(|| format!("WEIR_LAB_HOLD={text:?} is no number of seconds"))?
+        }
+        Err(_) => SECONDS,
+    };
+    held_without_controller(c, "held-long", Duration::from_secs(seconds))
+}

@@ -1,0 +1,240 @@
+//! The verifier of a node, as a test holds it, and small helpers that the fault cases share.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+use crate::{
+    cluster::{Cluster, PATIENCE},
+    lab::{Background, Node},
+    verify::{Content, Report},
+    wait,
+};
+
+/// Verified I/O that runs in a node.
+pub(super) struct Verifier {
+    node: Arc<Node>,
+    name: String,
+    running: Background,
+    report: PathBuf,
+}
+
+impl Verifier {
+    /// Starts one on a device of node `n`. Names must differ within a lab.
+    pub(super) fn start(c: &Cluster, n: u8, name: &str, device: &str, seed: u64) -> Result<Self> {
+        let node = Arc::clone(c.node(n));
+        let name = format!("verify-{name}");
+        let report = node.log(&name).with_extension("json");
+        match fs::remove_file(&report) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(e).context("remove an old report");
+            }
+            _ => {}
+        }
+        let stop = stop_file(&name);
+        node.run_ok(&format!("mkdir -p /run/lab && rm -f {stop}"))?;
+        let command = format!(
+            "weir-lab agent verify --device {device} --seed {seed} --report /host/log/{name}.json --stop {stop}"
+        );
+        let running = node.spawn(&name, &command)?;
+        let v = Self { node, name, running, report };
+        v.wait_writes(16)?;
+        Ok(v)
+    }
+
+    /// The newest report; the host has it even when the node is dead.
+    pub(super) fn report(&self) -> Result<Report> {
+        let bytes = fs::read(&self.report).with_context(|| format!("read {}", self.report.display()))?;
+        serde_json::from_slice(&bytes).context("parse the verifier's report")
+    }
+
+    fn seen(&self) -> Report {
+        // Before the first report there is none.
+        self.report().unwrap_or_default()
+    }
+
+    /// Waits for so many more acknowledged writes; fails on the first error.
+    pub(super) fn wait_writes(&self, more: u64) -> Result<Report> {
+        let start = self.seen().writes;
+        let what = format!("{more} more writes of {}", self.name);
+        wait::until(&what, PATIENCE, || {
+            let r = self.seen();
+            self.check(&r)?;
+            Ok((r.writes >= start + more).then_some(r))
+        })
+        .with_context(|| {
+            format!(
+                "last report: {:?}; its log: {}",
+                self.seen(),
+                crate::cluster::tail(&self.node.log(&self.name))
+            )
+        })
+    }
+
+    /// Waits until an I/O has been under way for so long; fails on the first error.
+    pub(super) fn wait_stalled(&self, age: Duration) -> Result<Report> {
+        wait::until(&format!("I/O of {} to queue", self.name), PATIENCE, || {
+            let r = self.seen();
+            self.check(&r)?;
+            Ok((u128::from(r.waiting_ms) >= age.as_millis()).then_some(r))
+        })
+        .with_context(|| format!("last report: {:?}", self.seen()))
+    }
+
+    /// For all of `time`, I/O goes on without an error.
+    pub(super) fn goes_on_for(&self, time: Duration) -> Result<Report> {
+        let start = Instant::now();
+        loop {
+            let r = self.wait_writes(8)?;
+            if start.elapsed() >= time {
+                return Ok(r);
+            }
+        }
+    }
+
+    fn check(&self, r: &Report) -> Result<()> {
+        ensure!(r.errors == 0, "{}: {} errors: {:?}", self.name, r.errors, r.first_errors);
+        ensure!(r.mismatches.is_empty(), "{}: {:?}", self.name, r.mismatches);
+        Ok(())
+    }
+
+    /// Ends it: everything is read back, and nothing may have gone wrong.
+    pub(super) fn finish(self) -> Result<Report> {
+        let r = self.end()?;
+        self.check(&r)?;
+        ensure!(r.done, "{} ended early: {r:?}", self.name);
+        println!(
+            "   {}: {} writes, {} reads, longest stall {} ms, 0 errors",
+            self.name, r.writes, r.reads, r.max_stall_ms
+        );
+        Ok(r)
+    }
+
+    /// Ends it, whatever became of its I/O: it was evicted, say.
+    pub(super) fn end(&self) -> Result<Report> {
+        self.node.run_ok(&format!("touch {}", stop_file(&self.name)))?;
+        wait::until(&format!("{} to end", self.name), PATIENCE, || self.node.ended(&self.running))
+            .with_context(|| format!("last report: {:?}", self.seen()))?;
+        self.report()
+    }
+}
+
+fn stop_file(name: &str) -> String {
+    format!("/run/lab/{name}.stop")
+}
+
+/// What the slots of a device of node `n` hold.
+pub(super) fn slots(c: &Cluster, n: u8, device: &str) -> Result<Vec<Content>> {
+    let text = c.node(n).run_ok(&format!("weir-lab agent slots --device {device}"))?;
+    serde_json::from_str(&text).context("parse what the slots hold")
+}
+
+/// Holds what the slots contain against the report of who wrote there.
+pub(super) fn check_slots(found: &[Content], report: &Report) -> Result<()> {
+    ensure!(found.len() as u64 == report.slots, "{} slots, {} were written", found.len(), report.slots);
+    let wrong: Vec<_> = (0..).zip(found).filter_map(|(slot, c)| report.allows(slot, c).err()).collect();
+    ensure!(wrong.is_empty(), "{} slots are wrong: {:?}", wrong.len(), &wrong[..wrong.len().min(8)]);
+    Ok(())
+}
+
+/// The nodes on which a volume has extents.
+pub(super) fn hosts(c: &Cluster, id: &str) -> Result<Vec<u8>> {
+    let s = c.survey()?;
+    let row = crate::cluster::find_volume(&s, id).context("the volume's row")?;
+    let rows = |v: &Value| v.as_array().cloned().unwrap_or_default();
+    let mut out = Vec::new();
+    for seg in rows(&row["segments"]) {
+        let disk =
+            rows(&s["disks"]).into_iter().find(|d| d["disk"] == seg[2]).context("the segment's disk")?;
+        out.push(number(disk["node"].as_str().unwrap_or_default())?);
+    }
+    out.sort_unstable();
+    out.dedup();
+    Ok(out)
+}
+
+/// The first node but `home` on which a volume has extents.
+pub(super) fn lender(c: &Cluster, id: &str, home: u8) -> Result<u8> {
+    let all = hosts(c, id)?;
+    all.iter()
+        .copied()
+        .find(|n| *n != home)
+        .with_context(|| format!("volume {id} borrows from nobody: {all:?}"))
+}
+
+/// A node of the three that is none of these.
+pub(super) fn third(a: u8, b: u8) -> u8 {
+    (1..=3).find(|n| *n != a && *n != b).unwrap_or(1)
+}
+
+fn number(node: &str) -> Result<u8> {
+    node.strip_prefix('n')
+        .and_then(|n| n.parse().ok())
+        .with_context(|| format!("{node:?} is no node of a lab"))
+}
+
+/// Waits until the controller takes a node for alive, or for dead.
+pub(super) fn wait_alive(c: &Cluster, n: u8, alive: bool) -> Result<()> {
+    let name = c.node(n).name();
+    let what = format!("{name} to be {}", if alive { "alive" } else { "taken for dead" });
+    c.wait_survey(&what, |s| {
+        s["nodes"].as_array().into_iter().flatten().any(|n| n["node"] == name.as_str() && n["alive"] == alive)
+    })
+    .map(drop)
+}
+
+/// Waits until a volume has this phase and these holders.
+pub(super) fn wait_held(c: &Cluster, id: &str, phase: &str, holders: &[u8]) -> Result<()> {
+    let names: Vec<_> = holders.iter().map(|n| c.node(*n).name()).collect();
+    c.wait_volume(id, &format!("phase {phase}, held by {}", names.join(", ")), |v| {
+        v.is_some_and(|v| v["phase"] == phase && v["holders"] == serde_json::json!(names))
+    })
+}
+
+/// Waits until nobody's former access to a volume is left.
+pub(super) fn wait_nobody_leaves(c: &Cluster, id: &str) -> Result<()> {
+    c.wait_volume(id, "former holders to be gone", |v| {
+        v.is_some_and(|v| v["leaving"].as_array().is_some_and(Vec::is_empty))
+    })
+}
+
+/// Calls `act` as an orchestrator would, again and again until it succeeds; fails at once on an error that is not
+/// one of `codes`.
+pub(super) fn retry<T>(
+    what: &str,
+    codes: &[tonic::Code],
+    mut act: impl FnMut() -> Result<T, tonic::Status>,
+) -> Result<T> {
+    let mut last = None;
+    let done = wait::until(what, PATIENCE, || match act() {
+        Ok(v) => Ok(Some(v)),
+        Err(e) if codes.contains(&e.code()) => {
+            last = Some(e);
+            Ok(None)
+        }
+        Err(e) => bail!("{what}: {:?}: {}", e.code(), e.message()),
+    });
+    done.with_context(|| {
+        last.map_or_else(String::new, |e| format!("{what}: {:?}: {}", e.code(), e.message()))
+    })
+}
+
+/// Demands that a call fails with a code and a message that has all of these words.
+pub(super) fn refused<T>(
+    what: &str,
+    answer: Result<T, tonic::Status>,
+    code: tonic::Code,
+    words: &[&str],
+) -> Result<()> {
+    let Err(e) = answer else { bail!("{what} was not refused") };
+    ensure!(e.code() == code, "{what}: {:?} instead of {code:?}: {}", e.code(), e.message());
+    let missing: Vec<_> = words.iter().filter(|w| !e.message().contains(**w)).collect();
+    ensure!(missing.is_empty(), "{what}: the message lacks {missing:?}: {}", e.message());
+    Ok(())
+}
