@@ -332,7 +332,7 @@ impl Cluster {
         let want = usize::from(self.spec.nodes) * usize::from(self.spec.pool_disks());
         self.wait_survey(&format!("{want} disks to serve"), |s| {
             let disks = s["disks"].as_array().map_or(&[][..], Vec::as_slice);
-            let ok = |d: &Value| d["state"].as_str() == Some("Serving") && d["unwiped"].as_u64() == Some(0);
+            let ok = |d: &Value| d["state"] == "serving" && d["unwiped"].as_u64() == Some(0);
             disks.len() == want && disks.iter().all(ok)
         })
         .map(drop)

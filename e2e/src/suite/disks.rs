@@ -166,8 +166,10 @@ fn foreign(_: &Cluster) -> Result<()> {
     let c = single(4, &[])?;
     let node = c.node(1);
     node.run_ok(&format!("mkfs.ext4 -q {}", node.disk(0)))?;
-    // A GPT of one partition, as fdisk writes it.
-    node.run_ok(&format!("printf 'g\\nn\\n\\n\\n\\nw\\n' | fdisk {} >/dev/null 2>&1; true", node.disk(1)))?;
+    node.write_file("/run/lab/gpt", &gpt(c.spec().disk_size / 512))?;
+    let partitioned = node.disk(1);
+    node.run_ok(&format!("dd if=/run/lab/gpt of={partitioned} bs=512 conv=fsync status=none"))?;
+    node.run_ok(&format!("blockdev --rereadpt {partitioned}"))?;
     node.run_ok(&format!("pvcreate -q --config 'devices/use_devicesfile=0' {}", node.disk(2)))?;
     let real = |disk| node.run_ok(&format!("readlink -f {}", node.disk(disk)));
     let sum = |disk| {
@@ -193,6 +195,45 @@ fn foreign(_: &Cluster) -> Result<()> {
     ensure!(s["disks"][0]["path"] == real(3)?.as_str(), "claimed: {}", s["disks"]);
     ensure!(before == [sum(0)?, sum(1)?, sum(2)?], "a foreign disk was written to");
     Ok(())
+}
+
+/// The first sectors of a disk with a GUID partition table (UEFI 2.10, chapter 5) of one partition.
+fn gpt(sectors: u64) -> Vec<u8> {
+    const SECTOR: usize = 512;
+    /// Bytes and number of the entries, which begin at LBA 2.
+    const ENTRY: usize = 128;
+    const ENTRIES: usize = 128;
+    let mut out = vec![0; 2 * SECTOR + ENTRY * ENTRIES];
+    let put = |out: &mut Vec<u8>, at: usize, bytes: &[u8]| out[at..at + bytes.len()].copy_from_slice(bytes);
+    // The protective MBR: one partition of type EE over everything.
+    put(&mut out, 446, &[0, 0, 2, 0, 0xee, 0xff, 0xff, 0xff, 1, 0, 0, 0]);
+    put(&mut out, 458, &u32::try_from(sectors - 1).unwrap_or(u32::MAX).to_le_bytes());
+    put(&mut out, 510, &[0x55, 0xaa]);
+    let entry = 2 * SECTOR;
+    // "Linux filesystem data".
+    put(&mut out, entry, &0x0FC6_3DAF_8483_4772_8E79_3D69_D847_7DE4_u128.to_be_bytes());
+    put(&mut out, entry + 16, &[7; 16]);
+    put(&mut out, entry + 32, &2048_u64.to_le_bytes());
+    put(&mut out, entry + 40, &(sectors / 2).to_le_bytes());
+    let entries = crc32(&out[entry..]);
+    put(&mut out, SECTOR, b"EFI PART\0\0\x01\0\x5c\0\0\0");
+    for (at, value) in [(24, 1), (32, sectors - 1), (40, 34), (48, sectors - 34), (72, 2)] {
+        put(&mut out, SECTOR + at, &value.to_le_bytes());
+    }
+    put(&mut out, SECTOR + 56, &[9; 16]);
+    for (at, value) in [(80, ENTRIES as u32), (84, ENTRY as u32), (88, entries)] {
+        put(&mut out, SECTOR + at, &value.to_le_bytes());
+    }
+    let header = crc32(&out[SECTOR..SECTOR + 92]);
+    put(&mut out, SECTOR + 16, &header.to_le_bytes());
+    out
+}
+
+/// CRC-32 as in IEEE 802.3.
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(u32::MAX, |crc, b| {
+        (0..8).fold(crc ^ u32::from(*b), |c, _| (c >> 1) ^ (0xedb8_8320 & (c & 1).wrapping_neg()))
+    })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

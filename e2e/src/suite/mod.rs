@@ -50,7 +50,7 @@ pub fn tidy(c: &Cluster) -> Result<()> {
         empty
             && alive
             && !disks.is_empty()
-            && disks.iter().all(|d| d["state"] == "Serving" && d["free"] == d["size"])
+            && disks.iter().all(|d| d["state"] == "serving" && d["free"] == d["size"])
     })?;
     for node in c.lab().nodes() {
         crate::wait::until(
