@@ -348,6 +348,10 @@ impl Engine {
                 }
                 next.device_id.clone_from(&seen.device_id);
                 next.path.clone_from(&seen.path);
+                // It failed and was mended, or its device answered again: what is said of it now counts.
+                if seen.reason.is_empty() && next.disk.health == Health::Failing {
+                    next.disk.health = Health::Good;
+                }
             }
             Some(Condition::Missing) => next.disk.state = on(state, DiskEvent::Lost),
             Some(Condition::Failed) if state != DiskState::Claimed => next.disk.health = Health::Failing,

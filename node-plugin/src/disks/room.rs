@@ -38,6 +38,8 @@ mod wipes;
 const TRY_AGAIN: Duration = Duration::from_secs(10);
 /// A device that has not answered its first reads by then is reported as one that cannot be read.
 const SLOW: Duration = Duration::from_secs(20);
+/// A label that has not taken runs by then is reported as one that hangs: it is two writes and two flushes.
+const STUCK: Duration = Duration::from_secs(10);
 /// Time that a label has to take runs: two writes and two flushes.
 const RECORD: Duration = Duration::from_secs(60);
 
@@ -61,6 +63,8 @@ pub(super) enum Event {
     Wipe(DiskId, WipeNews),
     /// A failed disk may be tried again.
     TryAgain(DiskId),
+    /// A request to a label has been under way for long, or at last is not any more.
+    Stuck(DiskId, bool),
 }
 
 /// A handle on the disk room.
@@ -68,6 +72,7 @@ pub(super) enum Event {
 pub struct DiskRoom {
     serving: RwLock<HashMap<DiskId, Serving>>,
     changes: watch::Sender<u64>,
+    events: UnboundedSender<Event>,
 }
 
 #[derive(Clone, Debug)]
@@ -85,11 +90,22 @@ impl Disks for DiskRoom {
     async fn record_runs(&self, record: RunRecord) -> Result<(), RecordError> {
         let disk = record.disk;
         let label = self.serving(disk).ok_or(RecordError::NotServing(disk))?.label;
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         label.send(Ask::Record(Box::new(record), reply)).map_err(|_| RecordError::NotServing(disk))?;
-        match tokio::time::timeout(RECORD, answer).await {
-            Ok(Ok(out)) => out,
-            Ok(Err(_)) => Err(RecordError::NotServing(disk)),
+        let events = self.events.clone();
+        // Watched to its end even if nobody waits any more: a disk that hangs has to show, and that it goes on.
+        let watched = tokio::spawn(async move {
+            if let Ok(out) = tokio::time::timeout(STUCK, &mut answer).await {
+                return out;
+            }
+            tell(&events, Event::Stuck(disk, true));
+            let out = answer.await;
+            tell(&events, Event::Stuck(disk, false));
+            out
+        });
+        match tokio::time::timeout(RECORD, watched).await {
+            Ok(Ok(Ok(out))) => out,
+            Ok(Ok(Err(_)) | Err(_)) => Err(RecordError::NotServing(disk)),
             Err(late) => Err(RecordError::Io { disk, source: Box::new(late) }),
         }
     }
@@ -117,8 +133,12 @@ impl DiskRoom {
 
 /// Starts the room. It ends with its link. `listen`: whether uevents are listened to.
 pub fn start(hardware: Arc<dyn Hardware>, link: DiskRoomLink, listen: bool) -> Arc<DiskRoom> {
-    let room = Arc::new(DiskRoom { serving: RwLock::default(), changes: watch::Sender::new(0) });
     let (events, inbox) = unbounded_channel();
+    let room = Arc::new(DiskRoom {
+        serving: RwLock::default(),
+        changes: watch::Sender::new(0),
+        events: events.clone(),
+    });
     let state = State {
         hardware,
         room: room.clone(),
@@ -155,6 +175,8 @@ struct Device {
 struct Disk {
     goal: Option<proto::DiskGoal>,
     slot: Option<OpenSlot>,
+    /// Requests to its label that have been under way for long.
+    stuck: u32,
     /// Why it failed; nothing is tried until `retry`.
     failure: Option<String>,
     retry: bool,
@@ -271,6 +293,7 @@ impl State {
                 }
                 self.converge(disk);
             }
+            Event::Stuck(disk, stuck) => self.stuck(disk, stuck),
         }
     }
 

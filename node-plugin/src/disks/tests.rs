@@ -78,6 +78,8 @@ impl Storage for Disk {
         self.disk.lock().unwrap().read_at(offset, buf)
     }
     fn write_at(&mut self, offset: Bytes, buf: &[u8]) -> Result<(), StorageError> {
+        let (lock, cond) = &*self.rack.0;
+        drop(cond.wait_while(lock.lock().unwrap(), |r| r.hung.contains(&self.path)).unwrap());
         if self.rack.with(|r| r.write_fails) {
             let source = std::io::Error::from_raw_os_error(libc::EIO);
             return Err(StorageError::Io { op: "write", offset: offset.get(), len: buf.len(), source });
@@ -318,6 +320,20 @@ async fn runs_are_recorded_once_and_conflicts_are_refused() {
     }
     let stranger = RunRecord { disk: DiskId::from_u128(9), ..record(V, 2, 3, 5) };
     assert!(matches!(b.room.record_runs(stranger).await, Err(RecordError::NotServing(_))));
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_is_reported_and_so_is_its_return() {
+    let mut b = Bench::claimed().await;
+    b.fake.with(|r| r.hung.push("vda".into()));
+    let room = b.room.clone();
+    let asked = tokio::spawn(async move { room.record_runs(record(V, 2, 3, 5)).await });
+    let d = b.disk(DiskCondition::Failed).await;
+    assert!(d.reason.contains("hangs"), "{}", d.reason);
+    b.fake.with(|r| r.hung.clear());
+    let d = b.disk(DiskCondition::Serving).await;
+    assert_eq!(d.reason, "");
+    asked.await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use disk_format::{ClaimRequest, Force};
 use pool::{ids::DiskId, units::ExtentSize};
 use tokio::sync::oneshot;
 
-use super::{Device, Event, OpenSlot, Serving, State, TRY_AGAIN, spawn, tell};
+use super::{Device, Event, OpenSlot, STUCK, Serving, State, TRY_AGAIN, spawn, tell};
 use crate::{
     disks::{
         devices::{Content, chain},
@@ -283,6 +283,17 @@ impl State {
         });
     }
 
+    /// A request to the disk's label hangs, or the last one that did has come to an end.
+    pub(super) fn stuck(&mut self, disk: DiskId, stuck: bool) {
+        let Some(d) = self.disks.get_mut(&disk) else { return };
+        d.stuck = if stuck { d.stuck + 1 } else { d.stuck.saturating_sub(1) };
+        match d.stuck {
+            0 => tracing::info!(%disk, "its label answers again"),
+            n => tracing::error!(%disk, requests = n, "its label has not answered within {STUCK:?}"),
+        }
+        self.tell_disk(disk);
+    }
+
     pub(super) fn ask_release(&mut self, disk: DiskId) {
         let slot = self.disks.get_mut(&disk).and_then(|d| d.slot.as_mut());
         let Some(slot) = slot.filter(|s| s.opened.is_some() && !s.releasing) else { return };
@@ -346,6 +357,10 @@ impl State {
             let serving = d.slot.as_ref().is_some_and(|s| s.opened.is_some());
             let c = if serving { DiskCondition::Serving } else { DiskCondition::Failed };
             return Some((c, why.clone()));
+        }
+        if d.stuck > 0 {
+            let why = format!("it hangs: its label has not answered within {} s", STUCK.as_secs());
+            return Some((DiskCondition::Failed, why));
         }
         match &d.slot {
             Some(s) if s.opened.is_some() => return Some((DiskCondition::Serving, String::new())),
