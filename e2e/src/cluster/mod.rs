@@ -329,7 +329,8 @@ impl Cluster {
     /// # Errors
     /// They did not; with the survey and the end of the logs.
     pub fn wait_for_disks(&self) -> Result<()> {
-        let want = usize::from(self.spec.nodes) * usize::from(self.spec.pool_disks());
+        let each = usize::from(self.spec.pool_disks()) + self.spec.extra_devices.len();
+        let want = usize::from(self.spec.nodes) * each;
         self.wait_survey(&format!("{want} disks to serve"), |s| {
             let disks = s["disks"].as_array().map_or(&[][..], Vec::as_slice);
             let ok = |d: &Value| d["state"] == "serving" && d["unwiped"].as_u64() == Some(0);

@@ -157,13 +157,21 @@ fn reasons(s: &Value, node: &str) -> Vec<String> {
 }
 
 /// A cluster of one node whose plugin has not been started.
-fn single(disks: u8, extra: &[&str]) -> Result<Cluster> {
+fn single(disks: u8, pool_disks: u8, extra: &[&str]) -> Result<Cluster> {
     let extra_devices = extra.iter().map(|e| (*e).to_owned()).collect();
-    Cluster::boot(Spec { nodes: 1, disks, disk_size: 512 << 20, extra_devices, ..Spec::default() })
+    let pool_disks = Some(pool_disks);
+    Cluster::boot(Spec {
+        nodes: 1,
+        disks,
+        pool_disks,
+        disk_size: 512 << 20,
+        extra_devices,
+        ..Spec::default()
+    })
 }
 
 fn foreign(_: &Cluster) -> Result<()> {
-    let c = single(4, &[])?;
+    let c = single(4, 4, &[])?;
     let node = c.node(1);
     node.run_ok(&format!("mkfs.ext4 -q {}", node.disk(0)))?;
     node.write_file("/run/lab/gpt", &gpt(c.spec().disk_size / 512))?;
@@ -273,7 +281,7 @@ fn recover(node: &Node, table: &str) -> Result<()> {
 }
 
 fn sick(illness: Illness) -> Result<()> {
-    let c = single(2, &[SICK])?;
+    let c = single(2, 1, &[SICK])?;
     let node = c.node(1);
     let table = make_sick_disk(node)?;
     c.start_controller(None)?;
