@@ -34,7 +34,9 @@ pub enum ServeError {
         source: std::io::Error,
     },
     /// The kernel cannot be reached.
-    #[error("the kernel's device-mapper or NVMe controls cannot be used: {0} (is weir-node root, and is dm_mod loaded?)")]
+    #[error(
+        "the kernel's device-mapper or NVMe controls cannot be used: {0} (is weir-node root, and is dm_mod loaded?)"
+    )]
     Kernel(#[from] agent::ground::GroundError),
     /// The agent did not start.
     #[error(transparent)]
@@ -52,7 +54,8 @@ pub enum ServeError {
 /// # Errors
 /// See [`ServeError`].
 pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>) -> Result<(), ServeError> {
-    let storage = SocketAddr::new(storage_address(&config.storage, &config.controllers)?, config.storage_port);
+    let storage =
+        SocketAddr::new(storage_address(&config.storage, &config.controllers)?, config.storage_port);
     fs::create_dir_all(&config.state_dir)
         .map_err(|source| ServeError::File { path: config.state_dir.clone(), source })?;
     let tls = config.tls.as_ref().map(client_tls).transpose()?;
@@ -100,7 +103,8 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, ServeError> {
 
 fn client_tls(t: &Tls) -> Result<ClientTlsConfig, ServeError> {
     let identity = Identity::from_pem(read(&t.cert)?, read(&t.key)?);
-    let config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&t.ca)?)).identity(identity);
+    let config =
+        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&t.ca)?)).identity(identity);
     Ok(match &t.server_name {
         Some(n) => config.domain_name(n),
         None => config,

@@ -230,18 +230,6 @@ impl NodeCsi<'_> {
         self.clients.runtime.block_on(self.identity.clone().probe(csi::ProbeRequest {})).map(drop)
     }
 
-    /// NodeGetInfo.
-    ///
-    /// # Errors
-    /// As the plugin says.
-    pub fn info(&self) -> Result<csi::NodeGetInfoResponse, Status> {
-        let request = csi::NodeGetInfoRequest {};
-        self.clients
-            .runtime
-            .block_on(self.client.clone().node_get_info(request))
-            .map(tonic::Response::into_inner)
-    }
-
     /// NodeStageVolume.
     ///
     /// # Errors

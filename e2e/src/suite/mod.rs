@@ -31,7 +31,9 @@ pub fn cases() -> Vec<Case> {
     let mut all = vec![];
     all.extend_from_slice(basic::CASES);
     all.extend_from_slice(migrate::CASES);
-    for more in [vm::CASES, errors::CASES, restart::CASES, faults::CASES, crash::CASES, disks::CASES, sanity::CASES] {
+    for more in
+        [vm::CASES, errors::CASES, restart::CASES, faults::CASES, crash::CASES, disks::CASES, sanity::CASES]
+    {
         all.extend_from_slice(more);
     }
     all
@@ -70,7 +72,11 @@ pub fn tidy(c: &Cluster) -> Result<()> {
 /// The node cannot be reached.
 pub fn devices(node: &crate::lab::Node) -> Result<Vec<String>> {
     let out = node.run_ok("cat /sys/block/dm-*/dm/name 2>/dev/null; true")?;
-    Ok(out.lines().filter(|l| l.starts_with("weir-") && !l.starts_with("weir-hold-")).map(str::to_owned).collect())
+    Ok(out
+        .lines()
+        .filter(|l| l.starts_with("weir-") && !l.starts_with("weir-hold-"))
+        .map(str::to_owned)
+        .collect())
 }
 
 /// Fills `device` on a node with a pattern that `seed` determines, and makes it durable.
