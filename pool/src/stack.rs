@@ -42,11 +42,9 @@ pub enum Target {
         /// Each with its first sector.
         legs: Vec<(Dev, Sectors)>,
     },
-    /// Fails all I/O, yet lets the device advertise what `like` can do (discard above all).
-    Hole {
-        /// The device whose abilities it takes on.
-        like: Dev,
-    },
+    /// Fails all I/O: what a slice does not hold. Not flakey, though that would let the slice advertise discard: a
+    /// flush goes to every target of a table, flakey fails it, and error is not sent it.
+    Hole,
     /// Fails all I/O: a fence.
     Error,
     /// Bio-based multipath that queues without a path.
@@ -206,8 +204,7 @@ pub fn plan_slice_rows(map: &Map, extent_size: ExtentSize, disk: DiskId) -> Vec<
         let Some(leg) = s.legs.iter().find(|l| l.disk == disk) else { continue };
         let start = extent_size.sectors_of(s.start);
         if at < start {
-            let hole = Target::Hole { like: Dev::Disk(disk) };
-            rows.push(Row { start: at, len: start.minus(at), target: hole });
+            rows.push(Row { start: at, len: start.minus(at), target: Target::Hole });
         }
         let len = extent_size.sectors_of(s.leg_count());
         let target = Target::Linear { dev: Dev::Disk(disk), offset: extent_size.sectors_of(leg.first) };
