@@ -47,7 +47,8 @@ fn area(device: &str) -> Fallible<DataArea> {
 
 #[tokio::main]
 async fn main() -> Fallible<()> {
-    tracing_subscriber::fmt().with_ansi(false).with_max_level(tracing::Level::DEBUG).init();
+    let filter = tracing_subscriber::EnvFilter::new("info,node_plugin=debug");
+    tracing_subscriber::fmt().with_ansi(false).with_env_filter(filter).init();
     let args: Vec<String> = std::env::args().collect();
     let [_, node, controller, storage, state, disks @ ..] = args.as_slice() else {
         return Err("agent-node NODE CONTROLLER ADDRESS:PORT STATE_DIR DISK_ID=DEVICE...".into());

@@ -38,6 +38,13 @@ impl Nvme {
         Ok(out)
     }
 
+    /// Resets a controller: its connections are made anew, what is queued in it fails to the device above. For one
+    /// that says it is live and fails every request: a peer that closes the connections while they are being made
+    /// leaves it so (seen on 6.1: error recovery is not taken up from the state `connecting`).
+    pub fn reset_controller(&self, name: &str) -> Result<(), NvmeError> {
+        Ok(sysfs::write(&self.controller_dir(name).join("reset_controller"), "1")?)
+    }
+
     /// Whether something holds a block device open from above (`holders` of a namespace).
     pub fn is_held(&self, block: &str) -> Result<bool, NvmeError> {
         Ok(!sysfs::names(&self.sys.join("block").join(block).join("holders"))?.is_empty())

@@ -157,6 +157,8 @@ pub trait Ground: Send + Sync + 'static {
     fn connect(&self, disk: DiskId, address: IpAddr, port: u16) -> Result<()>;
     /// Looks for namespaces again.
     fn rescan(&self, link: &Link) -> Result<()>;
+    /// Makes a connection anew that says it is live and is not.
+    fn reset(&self, link: &Link) -> Result<()>;
     /// Ends a connection. False, and nothing done, when a namespace of it is in use.
     fn disconnect(&self, link: &Link) -> Result<bool>;
 

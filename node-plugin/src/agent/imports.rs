@@ -13,7 +13,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pool::{
@@ -34,6 +34,10 @@ const CARE: Duration = Duration::from_millis(200);
 const LINGER: Duration = Duration::from_secs(3);
 /// Pause before the first repetition of what failed, and the longest one.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
+/// So many paths that fail again, none further than this from the one before, condemn a connection; and so long it is
+/// given to recover.
+const DOUBTS: u32 = 3;
+const DOUBT: Duration = Duration::from_secs(5);
 /// How long an expected namespace may be missing before the lender is asked for its list again.
 const RESCAN_AFTER: Duration = Duration::from_secs(1);
 
@@ -53,6 +57,15 @@ struct Wanted {
     peer: (IpAddr, u16),
     by: BTreeMap<VolumeId, SliceId>,
     changed: Arc<Notify>,
+    doubts: Doubts,
+}
+
+/// Paths over a connection that failed right after they were taken up again.
+#[derive(Debug, Default)]
+struct Doubts {
+    count: u32,
+    last: Option<Instant>,
+    reset: Option<Instant>,
 }
 
 /// Somebody waits for a path or a namespace: the view is kept fresh as long as this lives.
@@ -107,6 +120,7 @@ impl Imports {
             peer,
             by: BTreeMap::new(),
             changed: Arc::new(Notify::new()),
+            doubts: Doubts::default(),
         });
         let known = w.by.insert(volume, slice).is_some() && w.peer == peer;
         w.peer = peer;
@@ -115,6 +129,37 @@ impl Imports {
         } else if !known {
             w.changed.notify_one();
         }
+    }
+
+    /// A path over a disk's connection failed right after it was taken up again, although the connection says that it
+    /// is live. When that goes on, the connection is made anew.
+    pub fn doubt(self: &Arc<Self>, disk: DiskId) {
+        let now = Instant::now();
+        let mut links = self.lock();
+        let Some(w) = links.get_mut(&disk) else { return };
+        if w.doubts.last.is_none_or(|t| now - t > DOUBT) {
+            w.doubts.count = 0;
+        }
+        w.doubts.last = Some(now);
+        w.doubts.count += 1;
+        if w.doubts.count < DOUBTS || w.doubts.reset.is_some_and(|t| now - t < DOUBT) {
+            return;
+        }
+        let nqn = names::subsystem_nqn(disk, &self.node);
+        let Some(link) = self.view.borrow().links.iter().find(|l| l.nqn == nqn && l.live).cloned() else {
+            return;
+        };
+        w.doubts = Doubts { reset: Some(now), ..Doubts::default() };
+        warn!(%disk, link = link.name, "says that it is live and fails every request: reset");
+        let (ground, what) = (self.ground.clone(), format!("reset {}", link.name));
+        let call = self.calls.run(what, move || ground.reset(&link));
+        tokio::spawn(async move {
+            match call.await {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => warn!(%disk, error = %e, "not reset"),
+                Err(e) => warn!(%disk, error = %e, "not reset"),
+            }
+        });
     }
 
     /// A volume wants no other disks than these any more.
@@ -139,7 +184,7 @@ impl Imports {
             links.entry(*disk).or_insert_with(|| {
                 let changed = Arc::new(Notify::new());
                 tokio::spawn(self.clone().keep_link(*disk, changed.clone()));
-                Wanted { peer, by: BTreeMap::new(), changed }
+                Wanted { peer, by: BTreeMap::new(), changed, doubts: Doubts::default() }
             });
         }
     }

@@ -42,6 +42,8 @@ impl Kernel {
     pub fn open(node: &NodeName, listen: SocketAddr) -> Result<Self> {
         let mut options = ConnectOptions::new(names::host_nqn(node), names::host_id(node));
         options.host_traddr = Some(listen.ip()).filter(|a| !a.is_unspecified());
+        // One second was too short for a lender whose CPUs are busy: it drops a consumer that lives.
+        options.keep_alive_s = 2;
         Ok(Self {
             control: Control::open()?,
             nvme: Nvme::new(),
@@ -213,6 +215,10 @@ impl Ground for Kernel {
 
     fn rescan(&self, link: &Link) -> Result<()> {
         Ok(self.nvme.rescan_controller(&link.name)?)
+    }
+
+    fn reset(&self, link: &Link) -> Result<()> {
+        Ok(self.nvme.reset_controller(&link.name)?)
     }
 
     fn disconnect(&self, link: &Link) -> Result<bool> {

@@ -46,7 +46,7 @@ const REDIAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// How long dialling, and waiting for the first message, may take.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How often, and for how long at most, a silent connection is asked whether it lives.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3));
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(8));
 /// Bounds on the heartbeat that a controller may ask for.
 const HEARTBEAT_MS: (u32, u32) = (100, 60_000);
 

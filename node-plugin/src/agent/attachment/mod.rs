@@ -123,6 +123,8 @@ struct Worker {
     side_wanted: bool,
     side_retry: Option<Instant>,
     reinstate_after: Instant,
+    /// Disks whose path the last look after the legs took up again.
+    reinstated: BTreeSet<DiskId>,
     imports: BTreeMap<DiskId, Import>,
     care: Option<Care>,
     watch: Option<Watch>,
@@ -161,6 +163,7 @@ impl Worker {
             side_wanted: true,
             side_retry: None,
             reinstate_after: Instant::now(),
+            reinstated: BTreeSet::new(),
             imports: BTreeMap::new(),
             care: None,
             watch: None,
@@ -380,7 +383,12 @@ impl Worker {
         if s.queueing != self.extra.queueing {
             info!(queueing = ?s.queueing, "legs without a path");
         }
-        if s.reinstated {
+        // Taken up a moment ago, and failed again.
+        for d in s.queueing.iter().filter(|d| self.reinstated.contains(d)) {
+            self.ctx.imports.doubt(*d);
+        }
+        self.reinstated = s.reinstated.clone();
+        if !s.reinstated.is_empty() {
             self.reinstate_after = now + REINSTATE;
         }
         let waits = !s.queueing.is_empty() && self.goal.role != Role::Absent;

@@ -162,8 +162,8 @@ pub struct LegsSeen {
     pub queueing: BTreeSet<DiskId>,
     /// Whether anything was changed: the top may have been waiting for it.
     pub acted: bool,
-    /// Whether a path was put back to use: it may fail again at once.
-    pub reinstated: bool,
+    /// Legs whose path was put back to use: it may fail again at once.
+    pub reinstated: BTreeSet<DiskId>,
     /// The first failure.
     pub failed: Option<GroundError>,
 }
@@ -187,7 +187,9 @@ pub fn run_legs(g: &dyn Ground, i: &Input, legs: &BTreeSet<DiskId>, reinstate: b
             Ok(()) => out.acted = true,
             Err(e) => out.failed = out.failed.or(Some(e)),
         }
-        out.reinstated |= matches!(act, LegAct::Reinstate(..));
+        if let LegAct::Reinstate(DmRole::Leg(_, d), _) = act {
+            out.reinstated.insert(d);
+        }
     }
     // What was acted on is read again: a path that was put back may have failed already.
     let again = if out.acted { look_legs(g, i.goal.volume, legs) } else { Ok((seen, paths)) };

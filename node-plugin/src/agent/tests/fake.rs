@@ -245,6 +245,11 @@ impl Ground for Fake {
         Ok(())
     }
 
+    fn reset(&self, link: &Link) -> Result<()> {
+        self.lock().log.push(format!("reset {}", link.nqn));
+        Ok(())
+    }
+
     fn disconnect(&self, link: &Link) -> Result<bool> {
         self.lock().fabric.links.retain(|l| l != link);
         Ok(true)
