@@ -38,6 +38,9 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_
 /// given to recover.
 const DOUBTS: u32 = 3;
 const DOUBT: Duration = Duration::from_secs(5);
+/// A slice that its lender has fenced looks the same from here, and a reset disturbs its neighbours: so each is further
+/// from the last, up to this.
+const FORGIVEN: Duration = Duration::from_secs(600);
 /// How long an expected namespace may be missing before the lender is asked for its list again.
 const RESCAN_AFTER: Duration = Duration::from_secs(1);
 
@@ -65,7 +68,8 @@ struct Wanted {
 struct Doubts {
     count: u32,
     last: Option<Instant>,
-    reset: Option<Instant>,
+    /// When it was made anew, and how long not to do so again.
+    reset: Option<(Instant, Duration)>,
 }
 
 /// Somebody waits for a path or a namespace: the view is kept fresh as long as this lives.
@@ -142,14 +146,18 @@ impl Imports {
         }
         w.doubts.last = Some(now);
         w.doubts.count += 1;
-        if w.doubts.count < DOUBTS || w.doubts.reset.is_some_and(|t| now - t < DOUBT) {
+        if w.doubts.count < DOUBTS || w.doubts.reset.is_some_and(|(t, wait)| now - t < wait) {
             return;
         }
         let nqn = names::subsystem_nqn(disk, &self.node);
         let Some(link) = self.view.borrow().links.iter().find(|l| l.nqn == nqn && l.live).cloned() else {
             return;
         };
-        w.doubts = Doubts { reset: Some(now), ..Doubts::default() };
+        let wait = match w.doubts.reset {
+            Some((t, wait)) if now - t < FORGIVEN => (wait * 2).min(FORGIVEN),
+            Some(_) | None => DOUBT,
+        };
+        w.doubts = Doubts { reset: Some((now, wait)), ..Doubts::default() };
         warn!(%disk, link = link.name, "says that it is live and fails every request: reset");
         let (ground, what) = (self.ground.clone(), format!("reset {}", link.name));
         let call = self.calls.run(what, move || ground.reset(&link));

@@ -53,8 +53,8 @@ use crate::disks_api::RunRecord;
 
 /// After so long a pass is said to be stuck.
 const STUCK: Duration = Duration::from_secs(5);
-/// Pause between two tries of a failed path.
-const REINSTATE: Duration = Duration::from_millis(200);
+/// Pause between two tries of a failed path, at first and at most.
+const REINSTATE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// Pause before a device that is in use is tried again, at first and at most.
 const IN_USE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// The same after a failure, and where something is waited for that should say so itself.
@@ -122,6 +122,7 @@ struct Worker {
     side: Lane<Result<LegsSeen, CallError>>,
     side_wanted: bool,
     side_retry: Option<Instant>,
+    reinstate: Backoff,
     reinstate_after: Instant,
     /// Disks whose path the last look after the legs took up again.
     reinstated: BTreeSet<DiskId>,
@@ -162,6 +163,7 @@ impl Worker {
             side: None,
             side_wanted: true,
             side_retry: None,
+            reinstate: Backoff::new(REINSTATE.0, REINSTATE.1),
             reinstate_after: Instant::now(),
             reinstated: BTreeSet::new(),
             imports: BTreeMap::new(),
@@ -245,6 +247,9 @@ impl Worker {
         let now: BTreeMap<_, _> =
             self.legs.iter().filter_map(|d| Some((*d, self.ctx.imports.import(self.volume, *d)?))).collect();
         if now != self.imports {
+            // A lender that came back is tried at once.
+            self.reinstate.reset();
+            self.reinstate_after = Instant::now();
             self.imports = now;
             self.side_wanted = true;
         }
@@ -389,7 +394,10 @@ impl Worker {
         }
         self.reinstated = s.reinstated.clone();
         if !s.reinstated.is_empty() {
-            self.reinstate_after = now + REINSTATE;
+            self.reinstate_after = now + self.reinstate.pause();
+        }
+        if s.queueing.is_empty() && s.reinstated.is_empty() && self.reinstate_after + REINSTATE.1 < now {
+            self.reinstate.reset();
         }
         let waits = !s.queueing.is_empty() && self.goal.role != Role::Absent;
         self.care = match (waits, self.care.take()) {
