@@ -175,15 +175,6 @@ fn opens(w: &World) {
     };
     assert_eq!(on(1, 4), "at 0", "local extents lie where the map says");
     assert_eq!(on(2, 3), format!("at {REMOTE_OF_N1}"), "remote extents lie where the map says");
-    // The slice of n2 begins with a hole: what it shows must not lose discard by it.
-    let slice =
-        DmRole::Slice(VOLUME, disk(2).parse().unwrap(), pool::names::consumer_tag(&"n1".parse().unwrap()));
-    let q = format!(
-        "cat /sys/block/$(basename $(readlink -f /sys/dev/block/$(stat -c %Hr:%Lr /dev/mapper/{})))/queue/discard_max_bytes",
-        slice.dm_name()
-    );
-    assert_ne!(w.node(2).run_ok(&q).unwrap(), "0");
-    n1.run_ok(&format!("blkdiscard -o {} -l 4096 {}", 10 * EXTENT, top())).unwrap();
 }
 
 /// n1 writes, n2 stands guard, n2's first write moves the volume.
