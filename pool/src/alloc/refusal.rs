@@ -113,7 +113,7 @@ pub enum Refusal {
         largest: Extents,
     },
     /// The volume must lie beside its consumer, and there it cannot.
-    #[error("locality: require: {} has room for {available} of {needed} extents", .node.as_ref().map_or("no node".to_owned(), |n| format!("node {n}")))]
+    #[error("locality: require: {}", local_room(.node.as_ref(), *.needed, *.available))]
     LocalityUnsatisfiable {
         /// The node; `None` when several were possible and none had room: `available` is then the best one's.
         node: Option<NodeName>,
@@ -163,6 +163,15 @@ impl Refusal {
             | Refusal::TopologyUnsatisfiable(_)
             | Refusal::BlockSizesMixed { .. } => RefusalKind::NoRoom,
         }
+    }
+}
+
+fn local_room(node: Option<&NodeName>, needed: Extents, available: Extents) -> String {
+    match node {
+        Some(n) => format!("node {n} has room for {available} of {needed} extents"),
+        None => format!(
+            "no node has room for all {needed} extents; the most that one has room for is {available}"
+        ),
     }
 }
 
