@@ -7,8 +7,10 @@ pub(super) const VOLUME: &str = "volume";
 
 /// A shell command; `dir` holds the sockets and what the guest boots.
 pub(super) fn line(settings: &Settings<'_>, dir: &str, incoming: Option<&str>) -> String {
-    let (memory, boot, part) = match settings.guest {
+    // MiB of memory, and of translated code where there is no KVM.
+    let (memory, cache, boot, part) = match settings.guest {
         Guest::Small(_) => (
+            16,
             16,
             format!(
                 "-blockdev driver=file,node-name=bootfile,filename={dir}/boot.img,read-only=on \
@@ -19,6 +21,7 @@ pub(super) fn line(settings: &Settings<'_>, dir: &str, incoming: Option<&str>) -
         ),
         Guest::Linux(window, kernel) => (
             160,
+            96,
             format!(
                 "-cpu max -kernel {} -initrd {dir}/initrd -append 'console=ttyS0 quiet panic=-1'",
                 kernel.vmlinuz.display()
@@ -36,7 +39,7 @@ pub(super) fn line(settings: &Settings<'_>, dir: &str, incoming: Option<&str>) -
     );
     let incoming = incoming.map_or(String::new(), |uri| format!(" -incoming {uri}"));
     format!(
-        "qemu-system-x86_64 -name {} -accel kvm -accel tcg,tb-size=16 -M pc -m {memory} -nodefaults -no-user-config \
+        "qemu-system-x86_64 -name {} -accel kvm -accel tcg,tb-size={cache} -M pc -m {memory} -nodefaults -no-user-config \
          -display none -no-reboot -msg timestamp=on -qmp unix:{dir}/qmp.sock,server=on,wait=off \
          -chardev socket,id=serial,path={dir}/serial.sock,server=on,wait=off -serial chardev:serial {boot} {volume}\
          {incoming}",
