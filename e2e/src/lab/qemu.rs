@@ -13,8 +13,7 @@ use std::process::{Command, Stdio};
 
 /// Bytes of the state disk, all of them sparse.
 const STATE_SIZE: u64 = 8 << 30;
-const CMDLINE: &str =
-    "console=ttyS0 quiet panic=-1 mitigations=off nokaslr random.trust_cpu=on cgroup_no_v1=all";
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off nokaslr random.trust_cpu=on cgroup_no_v1=all";
 
 /// File name of a pool disk in the node's folder.
 #[must_use]
