@@ -53,6 +53,9 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// What leads into a node; not for people.
+    #[command(hide = true)]
+    Relay,
     /// The inside of a node; not for people.
     #[command(hide = true)]
     Agent {
@@ -119,6 +122,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             crate::demo::run(&crate::demo::Options { json, guest, keep })?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Relay => crate::lab::relay::relay().map(|()| ExitCode::SUCCESS),
         Command::Agent { part: AgentPart::Boot } => crate::agent::boot().map(|()| ExitCode::FAILURE),
         Command::Agent { part: AgentPart::Serve } => crate::agent::serve().map(|()| ExitCode::FAILURE),
         Command::Agent { part: AgentPart::Verify(args) } => {

@@ -9,6 +9,7 @@ pub mod cli;
 pub mod cluster;
 pub mod demo;
 pub mod lab;
+pub mod mux;
 pub mod proto;
 pub mod runner;
 pub mod suite;

@@ -1,30 +1,21 @@
-//! What host and agent say to each other: one TCP connection for one request, in frames of kind, length, payload.
+//! What host and agent say to each other: one connection for one request, in frames of kind, length, payload.
 //!
-//! The first frame is always a [`Request`] as JSON. A run answers with any number of `Stdout` and `Stderr` frames and one
+//! The first frame is always an [`Op`] as JSON. A run answers with any number of `Stdout` and `Stderr` frames and one
 //! `Exit`; other requests answer with one `Reply`; after the reply to `Dial` the connection carries raw bytes. A
 //! connection that closes before `Exit` means: kill what it was running.
 
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
 
-/// The port the agent listens on, inside the node.
-pub const AGENT_PORT: u16 = 7077;
-/// No frame is longer than this; a longer one is a stranger on the port.
+/// The name of the virtio-serial port that leads to the agent.
+pub const PORT_NAME: &str = "weir.agent";
+/// No frame is longer than this.
 pub const MAX_FRAME: usize = 1 << 20;
-
-/// The first frame of every connection.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Request {
-    /// The lab's secret: anyone on this machine may connect, only the lab's owner may command.
-    pub token: String,
-    /// What is wanted.
-    pub op: Op,
-}
 
 /// What a host may want of a node.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Op {
-    /// Are you there? Answers [`Reply::Pong`].
+    /// Are you there? Answers [`Reply::Hello`].
     Ping,
     /// Run a command with its streams on this connection.
     Run(Cmd),
@@ -39,6 +30,13 @@ pub enum Op {
     Poll {
         /// Its process id, from [`Reply::Spawned`].
         pid: u32,
+    },
+    /// Send a signal to a spawned command's process group, if it still runs.
+    Signal {
+        /// Its process id.
+        pid: u32,
+        /// The signal's number.
+        signal: i32,
     },
     /// Connect this connection to a Unix socket in the node.
     Dial {
@@ -60,7 +58,7 @@ pub struct Cmd {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Reply {
     /// The agent serves, on this boot.
-    Pong {
+    Hello {
         /// The kernel's boot id.
         boot_id: String,
     },
@@ -71,6 +69,8 @@ pub enum Reply {
     },
     /// State of a spawned command.
     Ended(Option<Exit>),
+    /// Sent.
+    Signalled,
     /// The socket is connected; raw bytes follow.
     Dialled,
     /// It did not work, and why.
@@ -101,7 +101,7 @@ impl Exit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
-    /// [`Request`], JSON.
+    /// [`Op`], JSON.
     Request = 0,
     /// [`Reply`], JSON.
     Reply = 1,

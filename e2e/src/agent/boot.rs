@@ -15,7 +15,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// What the kernel should have at hand; what a kernel does not have is left out.
-const MODULES: [&str; 29] = [
+const MODULES: [&str; 30] = [
+    "virtio_console",
     "virtio_net",
     "virtio_blk",
     "virtio_rng",

@@ -8,8 +8,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 
@@ -31,7 +31,7 @@ pub(super) fn exit_of(status: ExitStatus) -> Exit {
 }
 
 /// Runs `cmd` with its streams on `host`, to its end or to the connection's.
-pub(super) fn run(host: &mut TcpStream, cmd: &Cmd) -> io::Result<()> {
+pub(super) fn run(host: &mut UnixStream, cmd: &Cmd) -> io::Result<()> {
     let mut child =
         match command(cmd)?.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn() {
             Ok(child) => child,
@@ -101,7 +101,7 @@ impl Streams {
         })
     }
 
-    fn pump(&mut self, host: &mut TcpStream, child: &mut Child) -> io::Result<Exit> {
+    fn pump(&mut self, host: &mut UnixStream, child: &mut Child) -> io::Result<Exit> {
         let pid = Pid::from_raw(child.id().cast_signed()).ok_or_else(|| io::Error::other("no process id"))?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
         loop {
@@ -144,7 +144,7 @@ impl Streams {
         }
     }
 
-    fn read_host(&mut self, host: &mut TcpStream) -> io::Result<()> {
+    fn read_host(&mut self, host: &mut UnixStream) -> io::Result<()> {
         let mut buffer = [0; 1 << 16];
         let count = host.read(&mut buffer)?;
         if count == 0 {
@@ -184,7 +184,7 @@ impl Streams {
     }
 
     /// Sends on what the pipes hold now.
-    fn drain(&mut self, host: &mut TcpStream) -> io::Result<()> {
+    fn drain(&mut self, host: &mut UnixStream) -> io::Result<()> {
         let mut buffer = vec![0; MAX_FRAME.min(1 << 16)];
         for slot in &mut self.outputs {
             while let Some(output) = slot {

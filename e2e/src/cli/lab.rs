@@ -196,7 +196,7 @@ fn print_status(lab: &Lab) -> Result<()> {
         "node",
         "state",
         "qemu",
-        "agent",
+        "relay",
         "eth1",
         "pool disks",
         "boot id",
@@ -220,12 +220,12 @@ fn print_status(lab: &Lab) -> Result<()> {
                     (false, false) => format!("up, cut: {}", running.cut.join(", ")),
                 };
                 let short = running.boot_id.split('-').next().unwrap_or_default().to_owned();
-                let agent = format!("127.0.0.1:{}", running.agent_port);
+                let relay = running.relay.pid.to_string();
                 [
                     node.name(),
                     state,
                     running.qemu.pid.to_string(),
-                    agent,
+                    relay,
                     node.storage_ip().to_string(),
                     disks,
                     short,

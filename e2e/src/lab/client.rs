@@ -1,18 +1,18 @@
-//! The host's side of commands in nodes. Knows the agent's port and token; knows nothing of QEMU.
+//! The host's side of commands in nodes. Knows the relay's socket; knows nothing of QEMU.
 
-use crate::proto::{Cmd, Exit, Kind, MAX_FRAME, Op, Reply, Request, read_frame, write_frame, write_json};
+use super::relay;
+use crate::proto::{Cmd, Exit, Kind, MAX_FRAME, Op, Reply, read_frame, write_frame, write_json};
 use anyhow::{Context, Result, anyhow, bail};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Where a node's agent is.
 #[derive(Debug, Clone)]
 pub struct Agent {
-    /// Port of 127.0.0.1.
-    pub port: u16,
-    /// The lab's secret.
-    pub token: String,
+    /// The node's folder.
+    pub dir: PathBuf,
 }
 
 /// What a command did.
@@ -77,15 +77,22 @@ pub enum Stdin<'a> {
 }
 
 impl Agent {
-    fn ask(&self, op: Op, deadline: Instant) -> Result<TcpStream> {
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
-        let mut stream =
-            TcpStream::connect_timeout(&address, remaining(deadline)?).context("connect to the agent")?;
-        stream.set_nodelay(true).context("set TCP_NODELAY")?;
+    fn ask(&self, op: &Op, deadline: Instant) -> Result<UnixStream> {
+        let mut stream = relay::connect(&self.dir)?;
         stream.set_write_timeout(Some(remaining(deadline)?)).context("set a timeout")?;
-        let request = Request { token: self.token.clone(), op };
-        write_json(&mut stream, Kind::Request, &request).context("send the request")?;
+        write_json(&mut stream, Kind::Request, op).context("send the request")?;
         Ok(stream)
+    }
+
+    /// The boot that the agent runs on.
+    ///
+    /// # Errors
+    /// The agent is out of reach.
+    pub fn boot_id(&self, limit: Duration) -> Result<String> {
+        match self.call(Op::Ping, limit)? {
+            Reply::Hello { boot_id } => Ok(boot_id),
+            other => bail!("the agent answered {other:?} to a ping"),
+        }
     }
 
     /// One question, one answer.
@@ -94,7 +101,7 @@ impl Agent {
     /// The agent is out of reach, or said that it failed.
     pub fn call(&self, op: Op, limit: Duration) -> Result<Reply> {
         let deadline = Instant::now() + limit;
-        let mut stream = self.ask(op, deadline)?;
+        let mut stream = self.ask(&op, deadline)?;
         read_reply(&mut stream, deadline)
     }
 
@@ -102,9 +109,9 @@ impl Agent {
     ///
     /// # Errors
     /// As [`Self::call`].
-    pub fn dial(&self, unix: &str, limit: Duration) -> Result<TcpStream> {
+    pub fn dial(&self, unix: &str, limit: Duration) -> Result<UnixStream> {
         let deadline = Instant::now() + limit;
-        let mut stream = self.ask(Op::Dial { unix: unix.to_owned() }, deadline)?;
+        let mut stream = self.ask(&Op::Dial { unix: unix.to_owned() }, deadline)?;
         match read_reply(&mut stream, deadline)? {
             Reply::Dialled => {}
             other => bail!("the agent answered {other:?} to a dial"),
@@ -128,7 +135,7 @@ impl Agent {
         mut sink: impl FnMut(Chunk<'_>),
     ) -> Result<Exit> {
         let deadline = Instant::now() + limit;
-        let mut stream = self.ask(Op::Run(cmd), deadline)?;
+        let mut stream = self.ask(&Op::Run(cmd), deadline)?;
         let mut writer = stream.try_clone().context("share the connection")?;
         std::thread::scope(|scope| {
             match stdin {
@@ -144,13 +151,13 @@ impl Agent {
     }
 }
 
-fn send_all(to: &mut TcpStream, bytes: &[u8]) {
+fn send_all(to: &mut UnixStream, bytes: &[u8]) {
     let sent = bytes.chunks(MAX_FRAME).try_for_each(|chunk| write_frame(to, Kind::Stdin, chunk));
     // A command may end without reading all it is given; the reader of its output sees what became of it.
     drop(sent.and_then(|()| write_frame(to, Kind::Stdin, b"")));
 }
 
-fn send_from(to: &mut TcpStream, mut from: Box<dyn Read + Send>) {
+fn send_from(to: &mut UnixStream, mut from: Box<dyn Read + Send>) {
     let mut buffer = vec![0; 1 << 16];
     loop {
         let count = from.read(&mut buffer).unwrap_or(0);
@@ -161,7 +168,7 @@ fn send_from(to: &mut TcpStream, mut from: Box<dyn Read + Send>) {
 }
 
 fn read_until_exit(
-    stream: &mut TcpStream,
+    stream: &mut UnixStream,
     deadline: Instant,
     sink: &mut impl FnMut(Chunk<'_>),
 ) -> Result<Exit> {
@@ -176,7 +183,7 @@ fn read_until_exit(
     }
 }
 
-fn read_reply(stream: &mut TcpStream, deadline: Instant) -> Result<Reply> {
+fn read_reply(stream: &mut UnixStream, deadline: Instant) -> Result<Reply> {
     let (kind, payload) = read_by(stream, deadline)?;
     if kind != Kind::Reply {
         bail!("unexpected frame {kind:?} from the agent");
@@ -187,7 +194,7 @@ fn read_reply(stream: &mut TcpStream, deadline: Instant) -> Result<Reply> {
     }
 }
 
-fn read_by(stream: &mut TcpStream, deadline: Instant) -> Result<(Kind, Vec<u8>)> {
+fn read_by(stream: &mut UnixStream, deadline: Instant) -> Result<(Kind, Vec<u8>)> {
     stream.set_read_timeout(Some(remaining(deadline)?)).context("set a timeout")?;
     read_frame(stream).map_err(|e| match e.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => anyhow!("no answer within the time limit"),

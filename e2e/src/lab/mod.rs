@@ -24,6 +24,7 @@ pub mod node;
 pub mod process;
 mod qemu;
 pub mod qmp;
+pub mod relay;
 pub mod state;
 pub mod tools;
 
@@ -39,6 +40,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub use client::{Chunk, Output, Stdin};
 pub use forward::Forward;
 pub use node::{Background, Link, Node, argv, shell};
+pub use rustix::process::Signal;
 
 /// Programs that are put into a new lab's /lab/bin if they have been built beside the running one.
 const PROGRAMS: [&str; 3] = ["weir-node", "weir-controller", "weir"];
@@ -175,7 +177,6 @@ impl Builder {
             forwards: self.forwards.clone(),
             accel: accel::choose()?,
             storage_net: state::free_storage_net()?,
-            token: state::random_hex(16)?,
             lifetime: self.lifetime,
             owner: Identity::of(pid).context("read this process's start")?,
         })

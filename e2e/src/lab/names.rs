@@ -16,12 +16,10 @@ pub enum Nic {
     Control,
     /// eth1: the way to the other nodes, for NVMe/TCP and migrations.
     Storage,
-    /// lab0: commands of the lab; never cut, leads nowhere else.
-    Lab,
 }
 
 /// All of them, in the order in which a node has them.
-pub const NICS: [Nic; 3] = [Nic::Control, Nic::Storage, Nic::Lab];
+pub const NICS: [Nic; 2] = [Nic::Control, Nic::Storage];
 
 impl Nic {
     /// The device's name in the node.
@@ -30,7 +28,6 @@ impl Nic {
         match self {
             Nic::Control => "eth0",
             Nic::Storage => "eth1",
-            Nic::Lab => "lab0",
         }
     }
 
@@ -40,7 +37,6 @@ impl Nic {
         match self {
             Nic::Control => "control",
             Nic::Storage => "storage",
-            Nic::Lab => "lab",
         }
     }
 }
@@ -57,13 +53,12 @@ pub fn storage_ip(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 77, 0, 10 + number)
 }
 
-/// Its address on `nic`. Control and lab networks are private to each node, so all have the same there.
+/// Its address on `nic`. The control network is private to each node, so all have the same there.
 #[must_use]
 pub fn guest_ip(nic: Nic, number: u8) -> Ipv4Addr {
     match nic {
         Nic::Control => Ipv4Addr::new(10, 0, 2, 15),
         Nic::Storage => storage_ip(number),
-        Nic::Lab => Ipv4Addr::new(10, 78, 0, 15),
     }
 }
 
@@ -73,7 +68,6 @@ pub fn mac(nic: Nic, number: u8) -> String {
     let kind = match nic {
         Nic::Control => 0,
         Nic::Storage => 1,
-        Nic::Lab => 2,
     };
     format!("52:54:00:77:{kind:02x}:{number:02x}")
 }

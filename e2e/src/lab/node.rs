@@ -8,17 +8,19 @@ use super::client::{Agent, Chunk, Output, Stdin};
 use super::names::{self, Nic};
 use super::process::{self, Identity};
 use super::qmp::Qmp;
+use super::relay::{AGENT_SOCKET, PORT_SOCKET};
 use super::state::{self, Config, Running};
 use super::{forward::Forward, qemu};
 use crate::proto::{Cmd, Exit, Op, Reply};
 use crate::wait;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 use serde_json::json;
-use std::fs;
-use std::net::{Ipv4Addr, TcpStream};
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -61,12 +63,12 @@ impl Link {
 pub struct Node {
     shared: Arc<Shared>,
     number: u8,
-    child: Mutex<Option<Child>>,
+    children: Mutex<Vec<Child>>,
 }
 
 impl Node {
     pub(super) fn new(shared: Arc<Shared>, number: u8) -> Node {
-        Node { shared, number, child: Mutex::new(None) }
+        Node { shared, number, children: Mutex::default() }
     }
 
     /// Its number, from 1.
@@ -142,8 +144,7 @@ impl Node {
         let dir = self.dir();
         state::create_private_dir(&dir.join("log"))?;
         qemu::ensure_disks(&self.shared.config, &dir)?;
-        state::write_private(&dir.join("token"), self.shared.config.token.as_bytes())?;
-        for stale in ["ready", "qmp.sock"] {
+        for stale in ["ready", "qmp.sock", PORT_SOCKET, AGENT_SOCKET] {
             match fs::remove_file(dir.join(stale)) {
                 Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                     return Err(e).context("remove a stale file");
@@ -158,39 +159,32 @@ impl Node {
         let machine_id = fs::read_to_string(&id_file).context("read the machine id")?;
         let shared = &self.shared;
         let command = qemu::command(&shared.config, &shared.kernel, &shared.dir, self.number, &machine_id)?;
-        let child = process::start(command, shared.config.lifetime)?;
-        let identity = Identity::of(child.id());
-        *self.child.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
-        let qemu = identity.context("QEMU ended at once")?;
-        self.save(&Running { qemu, agent_port: 0, boot_id: String::new(), cut: Vec::new() })
+        let qemu = process::start(command, shared.config.lifetime)?;
+        let mut relay = Command::new(super::program("weir-lab")?);
+        relay.arg("relay").current_dir(&dir).stdin(Stdio::null()).stdout(Stdio::null());
+        relay.stderr(File::create(dir.join("relay.log")).context("create the relay's log")?);
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        let qemu_id = Identity::of(qemu.id());
+        children.push(qemu);
+        let relay = process::start(relay, shared.config.lifetime)?;
+        let relay_id = Identity::of(relay.id());
+        children.push(relay);
+        let (qemu, relay) =
+            (qemu_id.context("QEMU ended at once")?, relay_id.context("the relay ended at once")?);
+        self.save(&Running { qemu, relay, boot_id: String::new(), cut: Vec::new() })
     }
 
     fn wait_ready(&self) -> Result<()> {
         let mut running = self.up().context("QEMU ended at once")?;
-        let alive = |running: &Running| {
-            if running.qemu.alive() { Ok(()) } else { bail!("QEMU ended") }
-        };
-        let mut qmp = wait::until("QEMU's monitor", Duration::from_secs(30), || {
-            alive(&running)?;
-            Ok(Qmp::connect(&self.dir().join("qmp.sock")).ok())
-        })?;
-        let usernet = qmp.human("info usernet")?;
-        running.agent_port =
-            qemu::parse_agent_port(&usernet).with_context(|| format!("no agent port in:\n{usernet}"))?;
         wait::until("the boot", BOOT_LIMIT, || {
-            alive(&running)?;
+            ensure!(running.qemu.alive(), "QEMU ended");
             Ok(self.dir().join("ready").exists().then_some(()))
         })?;
-        self.save(&running)?;
-        running.boot_id = wait::until_ok("the agent", Duration::from_secs(30), || self.ping())?;
+        running.boot_id = wait::until_ok("the agent", Duration::from_secs(30), || {
+            ensure!(running.relay.alive(), "the relay ended (relay.log in the node's folder says why)");
+            self.agent()?.boot_id(Duration::from_secs(10))
+        })?;
         self.save(&running)
-    }
-
-    fn ping(&self) -> Result<String> {
-        match self.agent()?.call(Op::Ping, Duration::from_secs(10))? {
-            Reply::Pong { boot_id } => Ok(boot_id),
-            other => bail!("{other:?} is no answer to a ping"),
-        }
     }
 
     /// Names the node and shows the end of its console.
@@ -215,11 +209,11 @@ impl Node {
     /// It does not die.
     pub fn kill(&self) -> Result<()> {
         if let Some(running) = self.running()? {
-            running.qemu.kill().with_context(|| format!("kill node {}", self.name()))?;
+            let killed = running.qemu.kill().and_then(|()| running.relay.kill());
+            killed.with_context(|| format!("kill node {}", self.name()))?;
         }
-        let child = self.child.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(mut child) = child {
-            // Not yet in node.json, or a zombie: either way it is ours to end and reap.
+        // Not yet in node.json, or zombies: either way they are ours to end and reap.
+        for mut child in self.children.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             child.kill().and_then(|()| child.wait()).with_context(|| format!("reap node {}", self.name()))?;
         }
         Ok(())
@@ -292,7 +286,8 @@ impl Node {
     }
 
     fn agent(&self) -> Result<Agent> {
-        Ok(Agent { port: self.up()?.agent_port, token: self.shared.config.token.clone() })
+        self.up()?;
+        Ok(Agent { dir: self.dir() })
     }
 
     /// Runs a shell command to its end, for up to [`EXEC_LIMIT`]. Past that it is killed.
@@ -371,12 +366,15 @@ impl Node {
         }
     }
 
-    /// Sends a signal, by name, to a background command's process group.
+    /// Sends a signal to a background command's process group; one that has ended gets none.
     ///
     /// # Errors
-    /// It is gone, or the node is out of reach.
-    pub fn signal(&self, background: &Background, signal: &str) -> Result<()> {
-        self.run_ok(&format!("kill -s {signal} -- -{}", background.pid)).map(drop)
+    /// The node is out of reach, or was rebooted since.
+    pub fn signal(&self, background: &Background, signal: Signal) -> Result<()> {
+        match self.call(Op::Signal { pid: background.pid, signal: signal.as_raw() })? {
+            Reply::Signalled => Ok(()),
+            other => bail!("{other:?} is no answer to a signal"),
+        }
     }
 
     fn call(&self, op: Op) -> Result<Reply> {
@@ -387,7 +385,7 @@ impl Node {
     ///
     /// # Errors
     /// Nobody listens there.
-    pub fn dial(&self, unix: &str) -> Result<TcpStream> {
+    pub fn dial(&self, unix: &str) -> Result<UnixStream> {
         self.agent()?.dial(unix, EXEC_LIMIT).with_context(|| format!("node {}: dial {unix}", self.name()))
     }
 

@@ -3,9 +3,10 @@
 use super::accel::Accel;
 use super::cache::Kernel;
 use super::names::{self, Nic};
+use super::relay::PORT_SOCKET;
 use super::state::Config;
 use super::tools::{find_tool, run_tool};
-use crate::proto::AGENT_PORT;
+use crate::proto::PORT_NAME;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::path::Path;
@@ -78,7 +79,9 @@ pub(super) fn command(
         if config.accel == Accel::Tcg { " tsc=reliable" } else { "" },
         config.nodes
     ));
-    qemu.args(["-device", "virtio-rng-pci"]);
+    qemu.args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci,max_ports=2"]);
+    qemu.args(["-chardev", &format!("socket,id=agent,path={PORT_SOCKET},server=on,wait=off")]);
+    qemu.args(["-device", &format!("virtserialport,chardev=agent,name={PORT_NAME}")]);
     shares(&mut qemu, kernel, lab, &dir);
     disks(&mut qemu, config, number);
     nics(&mut qemu, config, number);
@@ -129,38 +132,11 @@ fn nics(qemu: &mut Command, config: &Config, number: u8) {
     for forward in &config.forwards {
         control.push_str(&format!(",hostfwd={}", forward.replace("{n}", &number.to_string())));
     }
-    // restrict: this network leads to the agent and nowhere else. Port 0: QEMU takes a free one and is asked which.
-    let lab = format!("user,net=10.78.0.0/24,restrict=on,hostfwd=tcp:127.0.0.1:0-:{AGENT_PORT}");
     let storage = format!("socket,mcast={group}:{port},localaddr=127.0.0.1");
-    for (nic, backend) in [(Nic::Control, control), (Nic::Storage, storage), (Nic::Lab, lab)] {
+    for (nic, backend) in [(Nic::Control, control), (Nic::Storage, storage)] {
         let (kind, rest) = backend.split_once(',').unwrap_or((&backend, ""));
         let (id, mac) = (nic.qemu_name(), names::mac(nic, number));
         qemu.args(["-netdev", &format!("{kind},id={id},{rest}")]);
         qemu.args(["-device", &format!("virtio-net-pci,netdev={id},mac={mac},romfile=")]);
-    }
-}
-
-/// The host's port of the agent, from the monitor's `info usernet`.
-#[must_use]
-pub(super) fn parse_agent_port(usernet: &str) -> Option<u16> {
-    //   Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ
-    //   TCP[HOST_FORWARD]  13       127.0.0.1 44571      10.78.0.15  7077     0     0
-    usernet.lines().find_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let to_agent =
-            words.first() == Some(&"TCP[HOST_FORWARD]") && *words.get(5)? == AGENT_PORT.to_string();
-        if to_agent { words[3].parse().ok() } else { None }
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse_agent_port;
-
-    #[test]
-    fn the_agents_port_is_found() {
-        let text = "Hub -1 (lab):\n  Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ\n  TCP[HOST_FORWARD]  13       127.0.0.1 10250       10.0.2.15 10250     0     0\n  TCP[HOST_FORWARD]  13       127.0.0.1 44571      10.78.0.15  7077     0     0\n";
-        assert_eq!(parse_agent_port(text), Some(44571));
-        assert_eq!(parse_agent_port("  UDP[236 sec]  15 10.0.2.15 1 1.1.1.1 7077 0 0"), None);
     }
 }

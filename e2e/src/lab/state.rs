@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// What a lab was asked to be; `lab.json`, readable by its owner alone because of the token.
+/// What a lab was asked to be; `lab.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
     /// The lab's name, also its folder's.
@@ -35,8 +35,6 @@ pub struct Config {
     pub accel: Accel,
     /// Where eth1 meets: a multicast group and port of this lab alone.
     pub storage_net: (Ipv4Addr, u16),
-    /// The agents' secret.
-    pub token: String,
     /// Whether the nodes outlive the process that started them.
     pub lifetime: Lifetime,
     /// Who started the lab.
@@ -48,8 +46,8 @@ pub struct Config {
 pub struct Running {
     /// Its QEMU.
     pub qemu: Identity,
-    /// The port of 127.0.0.1 that leads to its agent; known once QEMU is up.
-    pub agent_port: u16,
+    /// The process that leads to its agent.
+    pub relay: Identity,
     /// The kernel's boot id; known once the node is ready.
     pub boot_id: String,
     /// Which links are cut.
@@ -87,14 +85,14 @@ pub fn create_private_dir(dir: &Path) -> Result<()> {
         .with_context(|| format!("create {}", dir.display()))
 }
 
-/// Writes a file whole or not at all, readable by its owner alone.
+/// Writes a file whole or not at all.
 ///
 /// # Errors
 /// Those of the file system.
-pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let tmp = path.with_extension("json.tmp");
     let write = || -> std::io::Result<()> {
-        let mut file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
+        let mut file = fs::File::create(&tmp)?;
         file.write_all(bytes)?;
         fs::rename(&tmp, path)
     };
@@ -106,7 +104,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// Those of the file system.
 pub fn save(path: &Path, value: &impl Serialize) -> Result<()> {
-    write_private(path, &serde_json::to_vec_pretty(value)?)
+    write_whole(path, &serde_json::to_vec_pretty(value)?)
 }
 
 /// Reads what [`save`] wrote; `None` if there is none.
