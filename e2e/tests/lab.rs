@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests are tests
 
-use e2e::lab::{Lab, Link, Signal};
+use e2e::lab::{Lab, Link};
 use e2e::wait;
 use std::time::{Duration, Instant};
 
@@ -72,7 +72,7 @@ fn files_and_background(lab: &Lab) {
     assert!(n1.read_file("/scratch/dir/file").unwrap() == bytes);
     let server = n1.spawn("echo", "busybox nc -ll -p 5555 -e cat").unwrap();
     assert_eq!(n1.ended(&server).unwrap(), None);
-    n1.signal(&server, Signal::TERM).unwrap();
+    n1.signal(&server, "TERM").unwrap();
     let exit = wait::until("its end", Duration::from_secs(20), || n1.ended(&server)).unwrap();
     assert_eq!(exit.code(), 143);
     assert!(n1.log("echo").exists());

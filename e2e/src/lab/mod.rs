@@ -40,7 +40,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub use client::{Chunk, Output, Stdin};
 pub use forward::Forward;
 pub use node::{Background, Link, Node, argv, shell};
-pub use rustix::process::Signal;
 
 /// Programs that are put into a new lab's /lab/bin if they have been built beside the running one.
 const PROGRAMS: [&str; 3] = ["weir-node", "weir-controller", "weir"];

@@ -366,12 +366,12 @@ impl Node {
         }
     }
 
-    /// Sends a signal to a background command's process group; one that has ended gets none.
+    /// Sends a signal, by name (`KILL`), to a background command's process group; one that has ended gets none.
     ///
     /// # Errors
     /// The node is out of reach, or was rebooted since.
-    pub fn signal(&self, background: &Background, signal: Signal) -> Result<()> {
-        match self.call(Op::Signal { pid: background.pid, signal: signal.as_raw() })? {
+    pub fn signal(&self, background: &Background, signal: &str) -> Result<()> {
+        match self.call(Op::Signal { pid: background.pid, signal: signal_number(signal)?.as_raw() })? {
             Reply::Signalled => Ok(()),
             other => bail!("{other:?} is no answer to a signal"),
         }
@@ -416,6 +416,20 @@ impl Node {
         output.check(&format!("cat {path}")).with_context(|| format!("node {}", self.name()))?;
         Ok(output.stdout)
     }
+}
+
+fn signal_number(name: &str) -> Result<Signal> {
+    Ok(match name {
+        "KILL" => Signal::KILL,
+        "TERM" => Signal::TERM,
+        "INT" => Signal::INT,
+        "HUP" => Signal::HUP,
+        "STOP" => Signal::STOP,
+        "CONT" => Signal::CONT,
+        "USR1" => Signal::USR1,
+        "USR2" => Signal::USR2,
+        _ => bail!("no signal is called {name}"),
+    })
 }
 
 /// A command that runs in the background of a node.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use std::fs;
 use std::io::Write;
 use std::net::{Ipv4Addr, UdpSocket};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// What a lab was asked to be; `lab.json`.
@@ -85,14 +85,14 @@ pub fn create_private_dir(dir: &Path) -> Result<()> {
         .with_context(|| format!("create {}", dir.display()))
 }
 
-/// Writes a file whole or not at all.
+/// Writes a file whole or not at all, readable by its owner alone.
 ///
 /// # Errors
 /// Those of the file system.
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     let tmp = path.with_extension("json.tmp");
     let write = || -> std::io::Result<()> {
-        let mut file = fs::File::create(&tmp)?;
+        let mut file = fs::File::options().write(true).create(true).truncate(true).mode(0o600).open(&tmp)?;
         file.write_all(bytes)?;
         fs::rename(&tmp, path)
     };
@@ -104,7 +104,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// Those of the file system.
 pub fn save(path: &Path, value: &impl Serialize) -> Result<()> {
-    write_whole(path, &serde_json::to_vec_pretty(value)?)
+    write_private(path, &serde_json::to_vec_pretty(value)?)
 }
 
 /// Reads what [`save`] wrote; `None` if there is none.
