@@ -41,6 +41,8 @@ pub use client::{Chunk, Output, Stdin};
 pub use forward::Forward;
 pub use node::{Background, Link, Node, argv, shell};
 
+/// The program of the lab itself, in a lab's folder of programs.
+const WEIR_LAB: &str = "weir-lab";
 /// Programs that are put into a new lab's /lab/bin if they have been built beside the running one.
 const PROGRAMS: [&str; 3] = ["weir-node", "weir-controller", "weir"];
 
@@ -144,7 +146,7 @@ impl Builder {
         lab.doomed = true;
         state::save(&lab.shared.dir.join("lab.json"), &lab.shared.config)?;
         state::create_private_dir(&lab.shared.dir.join("bin"))?;
-        lab.install(&program("weir-lab")?)?;
+        lab.install_as(&own_program()?, WEIR_LAB)?;
         for path in built_programs().into_iter().chain(self.programs) {
             lab.install(&path)?;
         }
@@ -211,6 +213,15 @@ pub fn program(name: &str) -> Result<PathBuf> {
         .map(|dir| dir.join(name))
         .find(|path| path.is_file())
         .with_context(|| format!("{name} is not built: `cargo build --bins`"))
+}
+
+/// The weir-lab that becomes a lab's agent and relay. It is this very process where that is weir-lab, even if the file
+/// has been built anew since: the three must speak the same protocol.
+fn own_program() -> Result<PathBuf> {
+    let me = std::env::current_exe().context("find this program")?;
+    let mine =
+        me.file_name().is_some_and(|name| name.to_string_lossy().trim_end_matches(" (deleted)") == WEIR_LAB);
+    if mine { Ok(PathBuf::from("/proc/self/exe")) } else { program(WEIR_LAB) }
 }
 
 /// Those of Weir's programs that have been built.
@@ -350,9 +361,13 @@ impl Lab {
     /// # Errors
     /// It cannot be copied.
     pub fn install(&self, path: &Path) -> Result<()> {
-        let bin = self.shared.dir.join("bin");
         let name = path.file_name().with_context(|| format!("{} has no name", path.display()))?;
-        let tmp = bin.join(format!(".{}", name.to_string_lossy()));
+        self.install_as(path, &name.to_string_lossy())
+    }
+
+    fn install_as(&self, path: &Path, name: &str) -> Result<()> {
+        let bin = self.shared.dir.join("bin");
+        let tmp = bin.join(format!(".{name}"));
         fs::copy(path, &tmp)
             .and_then(|_| fs::rename(&tmp, bin.join(name)))
             .with_context(|| format!("copy {} into the lab", path.display()))

@@ -160,7 +160,7 @@ impl Node {
         let shared = &self.shared;
         let command = qemu::command(&shared.config, &shared.kernel, &shared.dir, self.number, &machine_id)?;
         let qemu = process::start(command, shared.config.lifetime)?;
-        let mut relay = Command::new(super::program("weir-lab")?);
+        let mut relay = Command::new(shared.dir.join("bin").join(super::WEIR_LAB));
         relay.arg("relay").current_dir(&dir).stdin(Stdio::null()).stdout(Stdio::null());
         relay.stderr(File::create(dir.join("relay.log")).context("create the relay's log")?);
         let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);

@@ -58,7 +58,8 @@ pub struct Running {
 #[must_use]
 pub fn root() -> PathBuf {
     match std::env::var_os("WEIR_LAB_DIR").filter(|v| !v.is_empty()) {
-        Some(dir) => PathBuf::from(dir),
+        // Absolute, as programs of the lab are started in folders of their own.
+        Some(dir) => std::path::absolute(&dir).unwrap_or_else(|_| PathBuf::from(dir)),
         None => Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/")).join(".lab"),
     }
 }
