@@ -236,15 +236,22 @@ impl Imports {
         let me = Arc::downgrade(&self);
         let runtime = tokio::runtime::Handle::current();
         let body = move || {
+            let mut first = true;
             while let Some(i) = me.upgrade() {
                 let ground = i.ground.clone();
                 // The thread must not keep the agent alive.
                 drop(i);
-                let heard = ground.fabric_changed(Duration::from_secs(5));
+                // The first call only opens the ear: what has changed before it is looked at once.
+                let patience = if first { Duration::ZERO } else { Duration::from_secs(5) };
+                let heard = ground.fabric_changed(patience);
                 let Some(i) = me.upgrade() else { return };
                 match heard {
-                    Ok(true) => runtime.block_on(i.refresh()),
-                    Ok(false) => {}
+                    Ok(changed) => {
+                        if changed || first {
+                            runtime.block_on(i.refresh());
+                        }
+                        first = false;
+                    }
                     Err(e) => {
                         warn!(error = %e, "no notice from the kernel about imports");
                         std::thread::sleep(Duration::from_secs(1));

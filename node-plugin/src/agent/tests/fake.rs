@@ -40,14 +40,16 @@ pub(crate) struct World {
     pub(crate) writing: bool,
     /// What the tops let through or failed, in order: for asserting what became of held writes.
     pub(crate) log: Vec<String>,
+    /// Acts left before everything fails; `None`: never. An act takes effect in the same instant that it is counted.
+    pub(crate) left: Option<u64>,
+    /// Something about imports has changed and nobody has heard of it yet: the kernel loses no notice.
+    noticed: bool,
     minor: u32,
 }
 
 pub(crate) struct Fake {
     pub(crate) world: Mutex<World>,
     changed: Condvar,
-    /// Acts left before everything fails; u64::MAX: never.
-    pub(crate) left: AtomicU64,
     pub(crate) looks: AtomicU64,
     pub(crate) acts: AtomicU64,
 }
@@ -57,7 +59,6 @@ impl Default for Fake {
         Self {
             world: Mutex::default(),
             changed: Condvar::new(),
-            left: AtomicU64::new(u64::MAX),
             looks: AtomicU64::new(0),
             acts: AtomicU64::new(0),
         }
@@ -79,25 +80,27 @@ impl Fake {
         w.minor += 1;
         let dev = DevNo::new(259, w.minor);
         w.fabric.imports.insert(slice, Import { dev, size, live: true });
+        w.noticed = true;
         self.changed.notify_all();
     }
 
     /// The kernel gives notice that something about imports has changed.
     pub(crate) fn notify(&self) {
-        let _world = self.lock();
+        self.lock().noticed = true;
         self.changed.notify_all();
     }
 
-    fn act(&self, what: &str, role: &DmRole) -> Result<()> {
-        let alive = self.left.try_update(Ordering::SeqCst, Ordering::SeqCst, |n| {
-            if n == u64::MAX { Some(n) } else { n.checked_sub(1) }
-        });
-        if alive.is_err() {
-            return Err(error("dead", role, Errno::IO).into());
+    /// The world for one act, while the process lives.
+    fn act(&self, what: &str, role: &DmRole) -> Result<MutexGuard<'_, World>> {
+        let mut w = self.lock();
+        match &mut w.left {
+            None => {}
+            Some(0) => return Err(error("dead", role, Errno::IO).into()),
+            Some(n) => *n -= 1,
         }
         self.acts.fetch_add(1, Ordering::SeqCst);
-        self.lock().log.push(format!("{what} {}", role.dm_name()));
-        Ok(())
+        w.log.push(format!("{what} {}", role.dm_name()));
+        Ok(w)
     }
 }
 
@@ -129,8 +132,7 @@ impl Ground for Fake {
     }
 
     fn set_table(&self, role: &DmRole, table: &Table, read_only: bool) -> Result<()> {
-        self.act("set", role)?;
-        let mut w = self.lock();
+        let mut w = self.act("set", role)?;
         release(&mut w, role);
         w.minor += 1;
         let fresh = DevNo::new(253, w.minor);
@@ -149,8 +151,7 @@ impl Ground for Fake {
     }
 
     fn clear(&self, role: &DmRole) -> Result<()> {
-        self.act("clear", role)?;
-        if let Some(f) = self.lock().devices.get_mut(role).and_then(|d| d.found.as_mut()) {
+        if let Some(f) = self.act("clear", role)?.devices.get_mut(role).and_then(|d| d.found.as_mut()) {
             f.preloaded = false;
         }
         Ok(())
@@ -168,8 +169,7 @@ impl Ground for Fake {
         if busy {
             return Err(error("remove", role, Errno::BUSY).into());
         }
-        self.act("remove", role)?;
-        self.lock().devices.remove(role);
+        self.act("remove", role)?.devices.remove(role);
         Ok(())
     }
 
@@ -185,16 +185,14 @@ impl Ground for Fake {
     }
 
     fn reinstate(&self, role: &DmRole, _: DevNo) -> Result<()> {
-        self.act("reinstate", role)?;
-        if let Some(d) = self.lock().devices.get_mut(role) {
+        if let Some(d) = self.act("reinstate", role)?.devices.get_mut(role) {
             d.path_failed = false;
         }
         Ok(())
     }
 
     fn fail_queued(&self, role: &DmRole) -> Result<()> {
-        self.act("fail queued of", role)?;
-        let mut w = self.lock();
+        let mut w = self.act("fail queued of", role)?;
         let Some(f) = w.devices.get_mut(role).and_then(|d| d.found.as_mut()) else { return Ok(()) };
         if let Some(t) = &f.table {
             let len = t.len();
@@ -226,9 +224,9 @@ impl Ground for Fake {
     }
 
     fn fabric_changed(&self, timeout: Duration) -> Result<bool> {
-        let w = self.lock();
-        let (_w, t) = self.changed.wait_timeout(w, timeout.min(Duration::from_millis(50))).unwrap();
-        Ok(!t.timed_out())
+        let pause = timeout.min(Duration::from_millis(50));
+        let (mut w, _) = self.changed.wait_timeout_while(self.lock(), pause, |w| !w.noticed).unwrap();
+        Ok(std::mem::take(&mut w.noticed))
     }
 
     fn connect(&self, disk: DiskId, address: IpAddr, port: u16) -> Result<()> {
@@ -260,16 +258,14 @@ impl Ground for Fake {
     }
 
     fn export(&self, spec: &ExportSpec, nsid: Option<u32>) -> Result<u32> {
-        self.act("export", &spec.role)?;
-        let mut w = self.lock();
+        let mut w = self.act("export", &spec.role)?;
         let n = nsid.unwrap_or(w.exported.len() as u32 + 1);
         w.exported.insert(spec.slice, n);
         Ok(n)
     }
 
     fn link(&self, spec: &ExportSpec) -> Result<()> {
-        self.act("link", &spec.role)?;
-        self.lock().linked = true;
+        self.act("link", &spec.role)?.linked = true;
         Ok(())
     }
 
@@ -278,8 +274,7 @@ impl Ground for Fake {
     }
 
     fn unexport(&self, spec: &ExportSpec, _: u32) -> Result<()> {
-        self.act("unexport", &spec.role)?;
-        self.lock().exported.remove(&spec.slice);
+        self.act("unexport", &spec.role)?.exported.remove(&spec.slice);
         Ok(())
     }
 }
