@@ -30,7 +30,7 @@ pub use handle::{Handle, OpenError, Session};
 
 use crate::{
     fault::{Fault, Side},
-    store::{Store, StoreError},
+    store::{Reign, Store, StoreError},
 };
 use engine::{Engine, Now, Write, Written};
 use handle::Command;
@@ -75,14 +75,14 @@ impl Core {
         draw: Box<dyn FnMut() -> u128 + Send>,
     ) -> Result<(Core, Handle), StartError> {
         let begun = Instant::now();
-        let term = store.next_term().await?;
+        let Reign { term, system } = store.begin().await?;
         let (heartbeat, lease) = (config.heartbeat, config.lease);
         let mut engine = Engine::new(config, term, draw);
         engine.load(store.as_ref()).await?;
         let (volumes, disks, nodes) = (engine.volumes.len(), engine.disks.len(), engine.nodes.len());
-        tracing::info!(%term, volumes, disks, nodes, took = ?begun.elapsed(), "records loaded");
+        tracing::info!(%term, %system, volumes, disks, nodes, took = ?begun.elapsed(), "records loaded");
         let (tx, commands) = mpsc::channel(COMMANDS);
-        let handle = Handle::new(tx, term, heartbeat, lease);
+        let handle = Handle::new(tx, Reign { term, system }, heartbeat, lease);
         Ok((Core { engine, store, fault, commands, started: Instant::now() }, handle))
     }
 

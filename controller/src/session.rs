@@ -179,7 +179,7 @@ async fn converse(
     let millis = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
     let welcome = controller_message::Message::Welcome(Welcome {
         term: core.term().get(),
-        pool_system: "weir".to_owned(),
+        pool_system: core.system().to_string(),
         heartbeat_ms: millis(core.heartbeat()),
         lease_ms: millis(core.lease()),
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -34,6 +34,15 @@ pub struct Page {
     pub next: Option<String>,
 }
 
+/// A controller's time with the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reign {
+    /// Larger than that of any reign before.
+    pub term: Term,
+    /// Whose records these are: drawn once, with the store, and the same in every reign. Disks carry it in their labels.
+    pub system: uuid::Uuid,
+}
+
 /// Why the store did not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -122,6 +131,6 @@ pub trait Store: Send + Sync + 'static {
     async fn put(&self, expected: Option<Version>, record: Record) -> Result<Version, StoreError>;
     /// Deletes the version of a record that the caller knows. Durable when it returns.
     async fn delete(&self, expected: Version, key: Key) -> Result<(), StoreError>;
-    /// Begins a new reign: a number larger than any given before, durable when it returns.
-    async fn next_term(&self) -> Result<Term, StoreError>;
+    /// Begins a new reign, durable when it returns.
+    async fn begin(&self) -> Result<Reign, StoreError>;
 }

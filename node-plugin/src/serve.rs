@@ -66,6 +66,7 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
     let room = disks::start(Arc::new(KernelHardware { devices: config.devices.clone() }), room_link, true);
     let kernel = Arc::new(Kernel::open(&config.node, storage)?);
     let agent = Agent::start(config.node.clone(), kernel, room).await?;
+    let (ready, readiness) = watch::channel(false);
     let session = SessionConfig {
         node: config.node.clone(),
         controllers: config.controllers.iter().map(|e| e.as_str().to_owned()).collect(),
@@ -77,9 +78,8 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
         max_volumes: config.max_volumes,
         state_dir: config.state_dir.clone(),
     };
-    let volumes = Arc::new(Session::start(session, agent, link)?);
+    let volumes = Arc::new(Session::start(session, agent, link, ready)?);
 
-    let (_ready, readiness) = watch::channel(true);
     let identity = IdentityService::new(config.driver_name.clone(), readiness);
     let settings = NodeSettings {
         node: config.node.clone(),

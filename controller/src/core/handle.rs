@@ -17,8 +17,11 @@ use super::{
     told::{Close, Outbox},
     volume::{Reply, Request, answer},
 };
-use crate::api::{
-    Api, ApiError, Attached, Capability, Capacity, CreateVolume, Segments, Survey, VolumeInfo, VolumePage,
+use crate::{
+    api::{
+        Api, ApiError, Attached, Capability, Capacity, CreateVolume, Segments, Survey, VolumeInfo, VolumePage,
+    },
+    store::Reign,
 };
 
 /// A question to the owner task.
@@ -132,7 +135,7 @@ pub enum OpenError {
 #[derive(Clone)]
 pub struct Handle {
     commands: mpsc::Sender<Command>,
-    term: Term,
+    reign: Reign,
     heartbeat: Duration,
     lease: Duration,
 }
@@ -144,16 +147,21 @@ fn stopping() -> ApiError {
 impl Handle {
     pub(super) fn new(
         commands: mpsc::Sender<Command>,
-        term: Term,
+        reign: Reign,
         heartbeat: Duration,
         lease: Duration,
     ) -> Self {
-        Self { commands, term, heartbeat, lease }
+        Self { commands, reign, heartbeat, lease }
     }
 
     /// This controller's reign.
     pub fn term(&self) -> Term {
-        self.term
+        self.reign.term
+    }
+
+    /// The identity of the system whose records it keeps.
+    pub fn system(&self) -> uuid::Uuid {
+        self.reign.system
     }
 
     /// How often a node has to say something.
@@ -182,8 +190,8 @@ impl Handle {
     /// Opens a session for a node whose identity the caller has checked.
     pub async fn open(&self, hello: Hello) -> Result<Session, OpenError> {
         let node = hello.node.clone();
-        if hello.term_seen > self.term {
-            let e = OpenError::Outdated { node, seen: hello.term_seen, own: self.term };
+        if hello.term_seen > self.term() {
+            let e = OpenError::Outdated { node, seen: hello.term_seen, own: self.term() };
             tracing::error!(error = %e, "another controller commands this node");
             return Err(e);
         }
@@ -296,7 +304,7 @@ impl Api for Handle {
             Ok(s) => s,
             Err(e) => {
                 tracing::warn!(error = %e, "no survey");
-                Survey { term: self.term.get(), ..Survey::default() }
+                Survey { term: self.term().get(), ..Survey::default() }
             }
         }
     }

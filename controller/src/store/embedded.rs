@@ -17,10 +17,13 @@ use pool::{
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, Table, TableDefinition};
 use tokio::sync::oneshot;
 
-use super::{Page, Store, StoreError, Stored, Version};
+use super::{Page, Reign, Store, StoreError, Stored, Version};
 
 const RECORDS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("records");
 const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
+const IDENTITY: TableDefinition<'_, &str, u128> = TableDefinition::new("identity");
+/// Whose records these are.
+const SYSTEM: &str = "system";
 /// The last term given.
 const TERM: &str = "term";
 /// The last version given, over all records: a record that is made again never meets an old version.
@@ -34,7 +37,7 @@ enum Job {
     Load { after: Option<String>, max: usize, reply: Reply<Page> },
     Put { expected: Option<Version>, key: String, record: Box<Record>, reply: Reply<Version> },
     Delete { expected: Version, key: Key, reply: Reply<()> },
-    NextTerm { reply: Reply<Term> },
+    Begin { reply: Reply<Reign> },
 }
 
 /// The embedded store. Closing it (dropping the last handle) waits for what was begun.
@@ -65,17 +68,24 @@ impl Embedded {
             Err(DatabaseError::DatabaseAlreadyOpen) => return Err(StoreError::Locked { path: path.into() }),
             Err(e) => return Err(open(e.into())),
         };
-        let make = || -> Result<(), redb::Error> {
+        let make = || -> Result<uuid::Uuid, redb::Error> {
             let tx = db.begin_write()?;
             tx.open_table(RECORDS)?;
             tx.open_table(COUNTERS)?;
+            let system = {
+                let mut identity = tx.open_table(IDENTITY)?;
+                let known = identity.get(SYSTEM)?.map(|v| v.value());
+                let system = known.unwrap_or_else(|| uuid::Uuid::new_v4().as_u128());
+                identity.insert(SYSTEM, system)?;
+                uuid::Uuid::from_u128(system)
+            };
             tx.commit()?;
-            Ok(())
+            Ok(system)
         };
-        make().map_err(|e| open(e.into()))?;
+        let system = make().map_err(|e| open(e.into()))?;
         sync_directory(path).map_err(|e| open(e.into()))?;
         let (jobs, queue) = mpsc::channel();
-        let worker = Worker { db, path: path.into(), latched: None };
+        let worker = Worker { db, system, path: path.into(), latched: None };
         let thread = thread::Builder::new()
             .name("weir-store".into())
             .spawn(move || worker.run(&queue))
@@ -123,13 +133,14 @@ impl Store for Embedded {
         self.ask(|reply| Job::Delete { expected, key, reply }).await
     }
 
-    async fn next_term(&self) -> Result<Term, StoreError> {
-        self.ask(|reply| Job::NextTerm { reply }).await
+    async fn begin(&self) -> Result<Reign, StoreError> {
+        self.ask(|reply| Job::Begin { reply }).await
     }
 }
 
 struct Worker {
     db: Database,
+    system: uuid::Uuid,
     path: PathBuf,
     latched: Option<String>,
 }
@@ -157,7 +168,7 @@ impl Worker {
             match job {
                 // A page is read from what is durable; the loader waits for no change of its own.
                 Job::Load { after, max, reply } => answer(reply, self.page(after.as_deref(), max)),
-                Job::Put { .. } | Job::Delete { .. } | Job::NextTerm { .. } => changes.push(job),
+                Job::Put { .. } | Job::Delete { .. } | Job::Begin { .. } => changes.push(job),
             }
         }
         if changes.is_empty() {
@@ -195,7 +206,11 @@ impl Worker {
         };
         let mut failed = None;
         {
-            let mut t = Tables { records: tx.open_table(RECORDS)?, counters: tx.open_table(COUNTERS)? };
+            let mut t = Tables {
+                records: tx.open_table(RECORDS)?,
+                counters: tx.open_table(COUNTERS)?,
+                system: self.system,
+            };
             for job in changes.by_ref() {
                 if let Err(e) = t.apply(job, answers) {
                     failed = Some(e);
@@ -243,6 +258,7 @@ impl Worker {
 struct Tables<'a> {
     records: Table<'a, &'static str, &'static [u8]>,
     counters: Table<'a, &'static str, u64>,
+    system: uuid::Uuid,
 }
 
 impl Tables<'_> {
@@ -289,9 +305,9 @@ impl Tables<'_> {
                 self.records.remove(at.as_str())?;
                 answers.push(after_commit(reply, (), at));
             }
-            Job::NextTerm { reply } => {
-                let term = Term::new(self.count(TERM)?);
-                answers.push(after_commit(reply, term, "the term".to_owned()));
+            Job::Begin { reply } => {
+                let reign = Reign { term: Term::new(self.count(TERM)?), system: self.system };
+                answers.push(after_commit(reply, reign, "the term".to_owned()));
             }
         }
         Ok(())
@@ -318,7 +334,7 @@ impl Job {
             Job::Load { reply, .. } => answer(reply, Err(e)),
             Job::Put { reply, .. } => answer(reply, Err(e)),
             Job::Delete { reply, .. } => answer(reply, Err(e)),
-            Job::NextTerm { reply } => answer(reply, Err(e)),
+            Job::Begin { reply } => answer(reply, Err(e)),
         }
     }
 }

@@ -44,8 +44,9 @@ fn is_conflict<T: std::fmt::Debug>(r: Result<T, StoreError>) -> bool {
 async fn contract<F: Future<Output = Arc<dyn Store>>>(reopen: impl Fn(Option<Arc<dyn Store>>) -> F) {
     let s = reopen(None).await;
     assert!(all(s.as_ref(), 10).await.is_empty());
-    let (t1, t2) = (s.next_term().await.unwrap(), s.next_term().await.unwrap());
-    assert!(t2 > t1);
+    let (r1, r2) = (s.begin().await.unwrap(), s.begin().await.unwrap());
+    assert!(r2.term > r1.term);
+    assert_eq!(r2.system, r1.system);
 
     let v1 = s.put(None, node("a", 1)).await.unwrap();
     assert!(is_conflict(s.put(None, node("a", 2)).await), "it is there already");
@@ -76,7 +77,9 @@ async fn contract<F: Future<Output = Arc<dyn Store>>>(reopen: impl Fn(Option<Arc
     let before = all(s.as_ref(), 100).await;
     let s = reopen(Some(s)).await;
     assert_eq!(all(s.as_ref(), 100).await, before, "all of it is durable, versions included");
-    assert!(s.next_term().await.unwrap() > t2);
+    let r3 = s.begin().await.unwrap();
+    assert!(r3.term > r2.term);
+    assert_eq!(r3.system, r1.system, "it is the same system for good");
     let v4 = s.put(None, node("z", 1)).await.unwrap();
     assert!(before.iter().all(|(v, _)| *v != v4), "nor after a restart");
 }

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use controller::store::{Page, Store, StoreError, Stored, Version};
+use controller::store::{Page, Reign, Store, StoreError, Stored, Version};
 use pool::{
     ids::Term,
     record::{Key, Record},
@@ -57,10 +57,10 @@ impl Store for Memory {
         Ok(())
     }
 
-    async fn next_term(&self) -> Result<Term, StoreError> {
+    async fn begin(&self) -> Result<Reign, StoreError> {
         let mut rows = self.0.lock().unwrap();
         rows.terms += 1;
-        Ok(Term::new(rows.terms))
+        Ok(Reign { term: Term::new(rows.terms), system: uuid::Uuid::from_u128(1) })
     }
 }
 
@@ -124,7 +124,7 @@ impl<S: Store> Store for Stopping<S> {
         if told { done } else { done.and(Err(stopped())) }
     }
 
-    async fn next_term(&self) -> Result<Term, StoreError> {
-        self.inner.next_term().await
+    async fn begin(&self) -> Result<Reign, StoreError> {
+        self.inner.begin().await
     }
 }

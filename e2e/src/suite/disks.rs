@@ -97,11 +97,20 @@ fn torn_label(c: &Cluster) -> Result<()> {
     // The plugin's hold on the disk keeps writers out, but not root with the raw device.
     node.write_file("/run/lab/junk", &junk())?;
     for at in areas {
+        // Torn: a header's first sectors are new, the others are not.
+        let torn = format!("dd if=/run/lab/junk of={raw} bs=512 seek={} count=8", at / 512 + 4);
+        node.run_ok(&format!("{torn} oflag=direct conv=notrunc status=none"))?;
+    }
+    c.start_plugin(3, None)?;
+    wait_disk(c, "n3", "refused with both copies torn", |state| state.contains("label"))?;
+    println!("   refused: {}", reasons(&c.survey()?, "n3").join("; "));
+    c.kill_plugin(3)?;
+    for at in areas {
         node.run_ok(&write_area("/run/lab/junk", &raw, at))?;
     }
     c.start_plugin(3, None)?;
-    wait_disk(c, "n3", "refused with both copies damaged", |state| state != "serving")?;
-    let s = c.wait_survey("the reason why the disk is refused", |s| !reasons(s, "n3").is_empty())?;
+    wait_disk(c, "n3", "refused with both copies gone", |state| state.contains("no label"))?;
+    let s = c.survey()?;
     println!("   refused: {}", reasons(&s, "n3").join("; "));
     ensure!(crate::cluster::find_volume(&s, &id).is_some(), "the volume is gone: {s}");
     let staged = c.node_csi(3)?.stage(&id, Use::Block);

@@ -38,13 +38,14 @@ const PLAIN: NewVolume<'static> =
 
 fn parameters(c: &Cluster) -> Result<()> {
     type Row = (&'static str, [(&'static str, &'static str); 1], &'static [&'static str]);
-    let table: [Row; 6] = [
+    let table: [Row; 7] = [
         ("an unknown parameter", [("colour", "blue")], &["colour", "locality", "maxLenders"]),
         ("a bad locality", [("locality", "maybe")], &["locality", "maybe", "prefer", "require", "none"]),
         ("an unknown pool", [("pool", "nosuch")], &["nosuch", "default"]),
         ("no number", [("maxLenders", "many")], &["maxLenders", "many", "64"]),
         ("an unknown layout", [("layout", "heap")], &["layout", "heap", "linear", "striped"]),
         ("an unknown file system", [("fsType", "btrfs")], &["btrfs", "ext4", "xfs"]),
+        ("a limit", [("iops", "100")], &["iops", "not enforced"]),
     ];
     for (what, parameters, words) in table {
         let new = NewVolume { parameters: &parameters, ..PLAIN };

@@ -7,7 +7,7 @@ use csi_proto::csi::{
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-/// Whether the plugin can serve; set by whoever wires it.
+/// Whether the plugin has heard from a controller what this node should have.
 pub type Readiness = watch::Receiver<bool>;
 
 /// The Identity service.

@@ -96,24 +96,27 @@ pub(super) fn read_content(hardware: &dyn Hardware, f: &Found) -> Content {
         }
         Err(e) => e,
     };
+    // A damaged label says more than who holds the device: our own hold outlives a plugin.
+    match label {
+        ReadLabelError::Unsupported { .. } => return Content::Foreign(vec![chain(&label)]),
+        ReadLabelError::Corrupt { .. } | ReadLabelError::Disagree(_) | ReadLabelError::Unreadable { .. } => {
+            return Content::Unreadable(vec![chain(&label)]);
+        }
+        ReadLabelError::Blank | ReadLabelError::TooSmall { .. } => {}
+    }
     match &f.rejected {
         Some(Rejected::Partitioned(parts)) => {
-            return Content::Foreign(vec![format!("partitions {}", parts.join(", "))]);
+            Content::Foreign(vec![format!("partitions {}", parts.join(", "))])
         }
-        Some(Rejected::Held(by)) => return Content::Busy(vec![format!("held by {}", by.join(", "))]),
-        Some(Rejected::Mounted) => return Content::Busy(vec!["mounted, or swap".to_owned()]),
-        Some(Rejected::InUse) => return Content::Busy(vec!["opened exclusively by a process".to_owned()]),
+        Some(Rejected::Held(by)) => {
+            Content::Busy(vec![format!("held by {}", by.join(", ")), "no label of ours".to_owned()])
+        }
+        Some(Rejected::Mounted) => Content::Busy(vec!["mounted, or swap".to_owned()]),
+        Some(Rejected::InUse) => Content::Busy(vec!["opened exclusively by a process".to_owned()]),
         Some(
             Rejected::Kind | Rejected::Empty | Rejected::Removable | Rejected::ReadOnly | Rejected::Remote,
         )
-        | None => {}
-    }
-    match label {
-        ReadLabelError::Blank | ReadLabelError::TooSmall { .. } => content_without_label(&*s),
-        ReadLabelError::Unsupported { .. } => Content::Foreign(vec![chain(&label)]),
-        ReadLabelError::Corrupt { .. } | ReadLabelError::Disagree(_) | ReadLabelError::Unreadable { .. } => {
-            Content::Unreadable(vec![chain(&label)])
-        }
+        | None => content_without_label(&*s),
     }
 }
 

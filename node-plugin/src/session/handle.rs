@@ -117,12 +117,11 @@ impl AgentHandle {
     }
 }
 
-/// Whether a request failed because its connection did.
+/// Whether a request failed because its connection did. A controller that answers says so without a source, and what
+/// it answers is for whoever asked: "unavailable" names the node that a volume has to wait for.
 fn is_lost(s: &Status) -> bool {
     use std::error::Error as _;
-    s.code() == Code::Unavailable
-        || s.code() == Code::Unknown && s.source().is_some()
-        || s.code() == Code::Cancelled
+    s.source().is_some() && matches!(s.code(), Code::Unavailable | Code::Unknown | Code::Cancelled)
 }
 
 #[async_trait]

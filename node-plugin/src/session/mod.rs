@@ -107,14 +107,17 @@ pub struct Session {
     orders: mpsc::UnboundedSender<DiskOrder>,
     term: Option<TermFile>,
     channel: watch::Sender<Result<Channel, String>>,
+    ready: watch::Sender<bool>,
 }
 
 impl Session {
-    /// Starts the session; it ends with the process. The handle is for the CSI service.
+    /// Starts the session; it ends with the process. The handle is for the CSI service. `ready` becomes true when a
+    /// controller has said for the first time all that this node should have.
     pub fn start(
         config: SessionConfig,
         agent: Arc<Agent>,
         disks: DiskLink,
+        ready: watch::Sender<bool>,
     ) -> Result<AgentHandle, TermError> {
         let term = Some(TermFile::open(&config.state_dir)?);
         let book = agent.book();
@@ -128,7 +131,7 @@ impl Session {
             }
         });
         let controller = String::new();
-        tokio::spawn(Self { config, controller, agent, book, orders, term, channel }.run());
+        tokio::spawn(Self { config, controller, agent, book, orders, term, channel, ready }.run());
         Ok(handle)
     }
 
@@ -247,6 +250,9 @@ impl Session {
     }
 
     fn take(&self, g: proto::Goals) {
+        if g.full {
+            self.ready.send_replace(true);
+        }
         let mut goals = Goals { full: g.full, ..Goals::default() };
         for e in &g.exports {
             match convert::export_goal(e) {
