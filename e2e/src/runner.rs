@@ -53,8 +53,7 @@ pub fn list() -> Vec<(String, String)> {
     steps.chain(suite::cases().iter().map(|c| (c.name.to_owned(), c.about.to_owned()))).collect()
 }
 
-/// Runs the parts whose names begin with one of `names` and prints the tally; when there are none, all parts but the
-/// cluster cases that are not proven yet ([`suite::is_proven`]).
+/// Runs the parts whose names begin with one of `names`, or all when there are none, and prints the tally.
 ///
 /// # Errors
 /// A name that fits nothing. Failed tests are no error: they are in the tally.
@@ -77,13 +76,7 @@ pub fn run(names: &[String]) -> Result<Tally> {
         report(s.name, t.failed == 0, start.elapsed());
         tally.add(t);
     }
-    let named = !names.is_empty();
-    let cases: Vec<Case> =
-        suite::cases().into_iter().filter(|c| wanted(c.name) && (named || suite::is_proven(c))).collect();
-    if !named {
-        let left: Vec<_> = suite::cases().iter().filter(|c| !suite::is_proven(c)).map(|c| c.name).collect();
-        println!("== cluster cases that only run when named: {}", left.join(", "));
-    }
+    let cases: Vec<Case> = suite::cases().into_iter().filter(|c| wanted(c.name)).collect();
     tally.add(run_cases(&cases));
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(tally)

@@ -39,15 +39,6 @@ pub fn cases() -> Vec<Case> {
     all
 }
 
-/// Cases that have been seen to pass on emulated nodes, and that the whole run therefore holds the product to. The
-/// others run when they are named, until they are listed here: a gate that fails now and then holds nothing.
-const PROVEN: &[&str] = &["basic/local", "basic/borrow", "basic/wipe"];
-
-/// Whether the run without names includes the case.
-pub fn is_proven(case: &Case) -> bool {
-    PROVEN.contains(&case.name)
-}
-
 /// Holds a cluster against what a case must leave behind: no volume, every extent free, every node alive, and no
 /// device of ours in any kernel.
 ///

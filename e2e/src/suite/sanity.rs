@@ -1,6 +1,6 @@
 //! csi-sanity against the real pair of binaries, run in a node.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
@@ -49,7 +49,7 @@ fn sanity(c: &Cluster, access: &str) -> Result<()> {
          ./csi-sanity --csi.endpoint=unix:///run/weir/csi.sock --csi.controllerendpoint=dns:///{} \
          --csi.mountdir=/run/lab/sanity/mount --csi.stagingdir=/run/lab/sanity/stage \
          --csi.testvolumesize=67108864 --csi.testvolumeexpandsize=134217728 \
-         --csi.testvolumeaccesstype={access} --ginkgo.no-color --ginkgo.succinct",
+         --csi.testvolumeaccesstype={access} --ginkgo.no-color --ginkgo.v",
         c.controller_from_node()
     );
     let out = node.exec_within(&script, LIMIT)?;
@@ -57,6 +57,11 @@ fn sanity(c: &Cluster, access: &str) -> Result<()> {
     let summary =
         text.lines().rev().find(|l| l.contains("Passed") && l.contains("Failed")).unwrap_or_default();
     println!("   {}", summary.trim());
+    let skipped: BTreeSet<&str> =
+        text.lines().filter_map(|l| l.trim().strip_prefix("[SKIPPED] ")).filter(|l| !l.is_empty()).collect();
+    for why in skipped {
+        println!("   skipped: {}", why.split(" @ ").next().unwrap_or(why));
+    }
     ensure!(out.ok() && summary.contains("0 Failed"), "csi-sanity, {access}:\n{text}\n{}", out.errors());
     Ok(())
 }

@@ -24,7 +24,11 @@ fn candidates(x: &Ctx) -> Step {
     let a = x.spec("a", 0, 8)?;
     x.control.ensure_device(&a)?;
     let held = ours()?.ok_or("the disk is not listed")?;
-    check!(matches!(&held.rejected, Some(Rejected::Held(h)) if h.len() == 1), "{:?}", held.rejected);
+    check!(
+        matches!(&held.rejected, Some(Rejected::Held(h) | Rejected::Ours(h)) if h.len() == 1),
+        "{:?}",
+        held.rejected
+    );
     remove(&x.control, &["a"])?;
     let b = block::find_disk(&x.path.to_string_lossy())?;
     check!(b.dev() == x.disk, "found another disk");

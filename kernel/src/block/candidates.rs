@@ -26,8 +26,10 @@ pub enum Rejected {
     ReadOnly,
     /// It is divided; these are its partitions.
     Partitioned(Vec<String>),
-    /// Other devices stand on it.
+    /// Devices of somebody else stand on it: the disk, if it is one, is above (multipath, LVM, encryption).
     Held(Vec<String>),
+    /// Devices of ours stand on it, and no others.
+    Ours(Vec<String>),
     /// It is mounted or used as swap.
     Mounted,
     /// An exclusive open failed: somebody uses it.
@@ -119,7 +121,13 @@ fn reject(
     }
     let (holders, partitions) = (b.holders()?, b.partitions()?);
     if !holders.is_empty() {
-        return Ok(Some(Rejected::Held(holders)));
+        let others: Vec<_> = holders.iter().filter(|h| !is_ours(h)).collect();
+        let named = |of: Vec<&String>| of.into_iter().map(|h| with_dm_name(h)).collect();
+        return Ok(Some(if others.is_empty() {
+            Rejected::Ours(named(holders.iter().collect()))
+        } else {
+            Rejected::Held(named(others))
+        }));
     }
     if !partitions.is_empty() {
         return Ok(Some(Rejected::Partitioned(partitions)));
@@ -138,6 +146,21 @@ fn reject(
 /// and MD hold it as well.
 fn open_exclusive(path: &Path) -> io::Result<File> {
     File::options().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(path)
+}
+
+/// Whether a device, by its kernel name, is a device-mapper device of ours.
+fn is_ours(name: &str) -> bool {
+    dm_attribute(name, "uuid").is_some_and(|uuid| uuid.starts_with(pool::names::DM_UUID_PREFIX))
+}
+
+/// A kernel name, and the device-mapper name where it has one.
+fn with_dm_name(name: &str) -> String {
+    dm_attribute(name, "name").map_or_else(|| name.to_owned(), |dm| format!("{name} ({dm})"))
+}
+
+/// An attribute of a device-mapper device; `None` for others, and for one that has just gone.
+fn dm_attribute(name: &str, which: &str) -> Option<String> {
+    sysfs::read_opt(&Path::new("/sys/block").join(name).join("dm").join(which)).ok().flatten()
 }
 
 fn is_left_out(name: &str) -> bool {

@@ -77,14 +77,23 @@ pub(super) fn is_reported(f: &Found) -> bool {
         Some(
             Rejected::Kind | Rejected::Empty | Rejected::Removable | Rejected::ReadOnly | Rejected::Remote,
         ) => false,
-        Some(Rejected::Partitioned(_) | Rejected::Held(_) | Rejected::Mounted | Rejected::InUse) | None => {
-            true
-        }
+        Some(
+            Rejected::Partitioned(_)
+            | Rejected::Held(_)
+            | Rejected::Ours(_)
+            | Rejected::Mounted
+            | Rejected::InUse,
+        )
+        | None => true,
     }
 }
 
 /// Reads what is on a device. Blocks for as long as the device does.
 pub(super) fn read_content(hardware: &dyn Hardware, f: &Found) -> Content {
+    if let Some(Rejected::Held(by)) = &f.rejected {
+        // A path of a multipath device, say: the label is visible here too, and the disk is the device above.
+        return Content::Busy(vec![format!("held by {}", by.join(", "))]);
+    }
     let s = match hardware.open(&f.path, OpenMode::Read) {
         Ok(s) => s,
         Err(e) => return Content::Unreadable(vec![chain(&e)]),
@@ -108,7 +117,7 @@ pub(super) fn read_content(hardware: &dyn Hardware, f: &Found) -> Content {
         Some(Rejected::Partitioned(parts)) => {
             Content::Foreign(vec![format!("partitions {}", parts.join(", "))])
         }
-        Some(Rejected::Held(by)) => {
+        Some(Rejected::Held(by) | Rejected::Ours(by)) => {
             Content::Busy(vec![format!("held by {}", by.join(", ")), "no label of ours".to_owned()])
         }
         Some(Rejected::Mounted) => Content::Busy(vec!["mounted, or swap".to_owned()]),

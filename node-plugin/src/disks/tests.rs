@@ -32,6 +32,8 @@ const EXTENT: ExtentSize = ExtentSize::MIN;
 struct Rack {
     disks: BTreeMap<String, Arc<Mutex<MemDisk>>>,
     held: Vec<DiskId>,
+    /// Devices that lie beneath somebody else's.
+    beneath: Vec<String>,
     mapped: Vec<Mapping>,
     zeroed: Vec<(u64, u64)>,
     /// Paths whose reads do not return.
@@ -94,6 +96,11 @@ impl Storage for Disk {
 impl Hardware for Fake {
     fn list(&self) -> Result<Vec<Found>, HardwareError> {
         Ok(self.with(|r| {
+            let rejected = |name: &String| match (r.beneath.contains(name), r.held.is_empty()) {
+                (true, _) => Some(Rejected::Held(vec!["dm-1 (mpatha)".into()])),
+                (false, false) => Some(Rejected::Ours(vec!["dm-0".into()])),
+                (false, true) => None,
+            };
             let found = |(n, name): (usize, &String)| Found {
                 dev: DevNo::new(254, n as u32),
                 path: PathBuf::from(format!("/dev/{name}")),
@@ -104,7 +111,7 @@ impl Hardware for Fake {
                 serial: name.clone(),
                 wwn: String::new(),
                 model: "fake".into(),
-                rejected: (!r.held.is_empty()).then(|| Rejected::Held(vec!["dm-0".into()])),
+                rejected: rejected(name),
             };
             r.disks.keys().enumerate().map(found).collect()
         }))
@@ -398,6 +405,27 @@ async fn a_label_that_cannot_be_written_fails_the_disk_and_its_end_brings_it_bac
     b.fake.with(|r| r.write_fails = false);
     b.disk(DiskCondition::Serving).await;
     b.room.record_runs(record(V, 2, 3, 5)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_path_beneath_the_device_is_not_the_disk_whatever_it_shows() {
+    let b = Bench::claimed().await;
+    let same = b.fake.with(|r| r.disks["vda"].clone());
+    b.fake.with(|r| r.disks.insert("sda".into(), same));
+    b.fake.with(|r| r.beneath.push("sda".into()));
+    let mut b = Bench::over(b.fake);
+    b.goal(2, DiskRole::Serve, "vda", false);
+    let d = b.disk(DiskCondition::Serving).await;
+    assert_eq!(d.device_id, "vda");
+    // Nor is it taken in its stead when the disk fails.
+    b.fake.with(|r| r.write_fails = true);
+    b.room.record_runs(record(V, 2, 3, 5)).await.unwrap_err();
+    b.disk(DiskCondition::Failed).await;
+    b.fake.with(|r| r.disks.remove("vda"));
+    b.fake.with(|r| r.write_fails = false);
+    let serving = Duration::from_millis(300);
+    let word = tokio::time::timeout(serving, b.disk(DiskCondition::Serving)).await;
+    assert!(word.is_err(), "{word:?}");
 }
 
 #[tokio::test]
