@@ -273,9 +273,12 @@ fn make_sick_disk(node: &Node) -> Result<String> {
 
 fn fall_ill(node: &Node, illness: Illness) -> Result<()> {
     let command = match illness {
+        // The last sectors, which nothing uses, stay: else the disk beneath would be free, and taken for the one.
         Illness::Errors => {
-            "dmsetup suspend --noflush --nolockfs sick && \
-             dmsetup load sick --table \"0 $(blockdev --getsz /dev/mapper/sick) error\" && dmsetup resume sick"
+            "s=$(($(blockdev --getsz /dev/mapper/sick) - 8)); \
+             t=$(dmsetup table sick | cut -d' ' -f4); \
+             printf '0 %s error\n%s 8 linear %s %s\n' $s $s $t $s >/run/lab/ill; \
+             dmsetup suspend --noflush --nolockfs sick && dmsetup load sick /run/lab/ill && dmsetup resume sick"
         }
         Illness::Hang => "dmsetup suspend --noflush --nolockfs sick",
     };
