@@ -170,14 +170,16 @@ impl Engine {
         let usage = self.pool.usage(d.id);
         let bytes = |n: Extents| d.extent_size.checked_bytes_of(n).unwrap_or_default();
         let reason = s.seen.as_ref().map(|o| o.reason.as_str()).filter(|r| !r.is_empty());
+        let failing = d.state == DiskState::Serving && d.health == Health::Failing;
+        let state = if failing { "failing".to_owned() } else { d.state.to_string() };
         DiskRow {
             disk: d.id,
             node: d.node.clone(),
             pool: d.pool.clone(),
             path: s.record.path.clone(),
             state: match reason {
-                Some(r) => format!("{}: {r}", d.state),
-                None => d.state.to_string(),
+                Some(r) => format!("{state}: {r}"),
+                None => state,
             },
             size: bytes(d.extents),
             free: usage.map(|u| bytes(u.free)).unwrap_or_default(),

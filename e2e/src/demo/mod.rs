@@ -119,7 +119,8 @@ struct Demo<'a> {
 
 impl<'a> Demo<'a> {
     fn new(screen: &'a Screen, c: &'a Cluster, kind: Option<Kind>) -> Result<Self> {
-        let bytes = c.spec().disk_size * u64::from(c.spec().disks) * 3 / 2;
+        // More than two nodes have, so that the third lends too.
+        let bytes = c.spec().disk_size * u64::from(c.spec().disks) * 9 / 4;
         let id = screen.step(&format!("make a volume of {} MiB, for use on n1", bytes / MIB), |_| {
             let usage = Use::SharedBlock;
             let id = c.csi().create(&NewVolume {
@@ -184,7 +185,7 @@ impl<'a> Demo<'a> {
             Ok(((), "fsck is content, every file has its digest".to_owned()))
         })?;
         self.plugin_killed(&moved.vm)?;
-        self.lender_rebooted(&moved.vm)?;
+        self.lender_rebooted(&moved.vm, &after)?;
         let last = self.screen.step("check it all once more", |step| {
             step.note("the guest reads every block again");
             let counters = moved.vm.wait_progress(1000, LIMIT)?;
@@ -242,7 +243,8 @@ impl<'a> Demo<'a> {
     }
 
     /// n3's part of the volume queues, and comes back.
-    fn lender_rebooted(&self, vm: &Vm) -> Result<()> {
+    fn lender_rebooted(&self, vm: &Vm, map: &Map) -> Result<()> {
+        ensure!(map.loans("n2").contains_key("n3"), "n3 lends nothing: {:?}", map.loans("n2"));
         self.screen.step("pull the plug of n3, another lender, and boot it again", |step| {
             let from = Instant::now();
             self.c.node(3).kill()?;
