@@ -6,7 +6,6 @@
 mod controller;
 mod convert;
 mod identity;
-mod status;
 
 pub use controller::ControllerService;
 pub use identity::IdentityService;

@@ -9,5 +9,6 @@ pub mod csi;
 pub mod fault;
 pub mod serve;
 pub mod session;
+mod status;
 pub mod store;
 pub mod tls;

@@ -20,8 +20,9 @@ use tokio_stream::{Stream, StreamExt, wrappers::ReceiverStream};
 use tonic::{Extensions, Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
-    api::{Api, ApiError, Capability},
+    api::{Api, Capability},
     core::{Handle, OpenError, Session, told},
+    status::status,
 };
 
 /// How long a node may take to introduce itself.
@@ -81,23 +82,6 @@ fn check(proven: Option<&NodeName>, claimed: &str) -> Result<NodeName, Status> {
             Err(Status::permission_denied(format!("this connection belongs to node {p}, not to {claimed}")))
         }
         Some(_) | None => Ok(claimed),
-    }
-}
-
-/// What a failed request is to a node.
-fn status(e: &ApiError) -> Status {
-    let text = e.to_string();
-    match e {
-        ApiError::Invalid(_) | ApiError::BadToken(_) => Status::invalid_argument(text),
-        ApiError::NoVolume(_) | ApiError::NoNode(_) => Status::not_found(text),
-        ApiError::Exists { .. } | ApiError::Incompatible(_) => Status::already_exists(text),
-        ApiError::NoRoom(_) => Status::resource_exhausted(text),
-        ApiError::OutOfRange(_) => Status::out_of_range(text),
-        ApiError::Precondition(_) => Status::failed_precondition(text),
-        ApiError::Busy(_) => Status::aborted(text),
-        ApiError::Unavailable(_) => Status::unavailable(text),
-        ApiError::Unfinished(_) => Status::deadline_exceeded(text),
-        ApiError::Internal(_) => Status::internal(text),
     }
 }
 

@@ -10,14 +10,14 @@ use csi_proto::csi::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{
-    convert::{
-        bytes_i64, parse_capabilities, parse_capability, parse_node, parse_range, parse_segments,
-        parse_topology, parse_volume_id, render_condition, render_nodes, render_volume,
-    },
-    status::{invalid, status},
+use super::convert::{
+    bytes_i64, parse_capabilities, parse_capability, parse_node, parse_range, parse_segments, parse_topology,
+    parse_volume_id, render_condition, render_nodes, render_volume,
 };
-use crate::api::{Api, ApiError, CreateVolume};
+use crate::{
+    api::{Api, ApiError, CreateVolume},
+    status::status,
+};
 use pool::units::Bytes;
 
 /// Bytes of a volume whose request names no size.
@@ -60,13 +60,16 @@ impl Controller for ControllerService {
     async fn create_volume(&self, r: Request<csi::CreateVolumeRequest>) -> Answer<csi::CreateVolumeResponse> {
         let r = r.into_inner();
         if r.name.is_empty() {
-            return Err(invalid("name is empty"));
+            return Err(Status::invalid_argument("name is empty"));
         }
         if r.name.len() > MAX_NAME {
-            return Err(invalid(format!("name has {} bytes: at most {MAX_NAME} are allowed", r.name.len())));
+            return Err(Status::invalid_argument(format!(
+                "name has {} bytes: at most {MAX_NAME} are allowed",
+                r.name.len()
+            )));
         }
         if r.volume_content_source.is_some() {
-            return Err(invalid(
+            return Err(Status::invalid_argument(
                 "volume_content_source: volumes from snapshots or other volumes are not offered yet",
             ));
         }
@@ -104,11 +107,13 @@ impl Controller for ControllerService {
         let r = r.into_inner();
         let id = parse_volume_id(&r.volume_id)?;
         let node = parse_node(&r.node_id)?;
-        let capability =
-            r.volume_capability.as_ref().ok_or_else(|| invalid("volume_capability is missing"))?;
+        let capability = r
+            .volume_capability
+            .as_ref()
+            .ok_or_else(|| Status::invalid_argument("volume_capability is missing"))?;
         let capability = parse_capability(capability)?;
         if r.readonly {
-            return Err(invalid(
+            return Err(Status::invalid_argument(
                 "readonly: publishing read-only to a node is not offered; ask for a reader access mode, or for a \
                  read-only mount in the pod",
             ));
@@ -146,7 +151,7 @@ impl Controller for ControllerService {
         let r = r.into_inner();
         let id = parse_volume_id(&r.volume_id)?;
         if r.volume_capabilities.is_empty() {
-            return Err(invalid("volume_capabilities is empty: at least one is needed"));
+            return Err(Status::invalid_argument("volume_capabilities is empty: at least one is needed"));
         }
         let no = refused("ValidateVolumeCapabilities");
         let id = id.map_err(&no)?;
@@ -173,8 +178,9 @@ impl Controller for ControllerService {
 
     async fn list_volumes(&self, r: Request<csi::ListVolumesRequest>) -> Answer<csi::ListVolumesResponse> {
         let r = r.into_inner();
-        let max = usize::try_from(r.max_entries)
-            .map_err(|_| invalid(format!("max_entries is {}: it cannot be negative", r.max_entries)))?;
+        let max = usize::try_from(r.max_entries).map_err(|_| {
+            Status::invalid_argument(format!("max_entries is {}: it cannot be negative", r.max_entries))
+        })?;
         let page = self.api.volumes(max, &r.starting_token).await.map_err(refused("ListVolumes"))?;
         let entry = |v: &crate::api::VolumeInfo| Entry {
             volume: Some(render_volume(v)),
@@ -233,11 +239,12 @@ impl Controller for ControllerService {
     ) -> Answer<csi::ControllerExpandVolumeResponse> {
         let r = r.into_inner();
         let id = parse_volume_id(&r.volume_id)?;
-        let range = r.capacity_range.as_ref().ok_or_else(|| invalid("capacity_range is missing"))?;
+        let range =
+            r.capacity_range.as_ref().ok_or_else(|| Status::invalid_argument("capacity_range is missing"))?;
         let (required, limit) = parse_range(Some(range))?;
-        let required = required
-            .or(limit)
-            .ok_or_else(|| invalid("capacity_range names neither required_bytes nor limit_bytes"))?;
+        let required = required.or(limit).ok_or_else(|| {
+            Status::invalid_argument("capacity_range names neither required_bytes nor limit_bytes")
+        })?;
         let block = match &r.volume_capability {
             Some(c) => parse_capability(c)?.block,
             None => false,

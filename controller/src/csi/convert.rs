@@ -13,7 +13,6 @@ use pool::{
 };
 use tonic::Status;
 
-use super::status::invalid;
 use crate::api::{ApiError, Capability, Topology, VolumeInfo};
 
 /// What a capability asks for.
@@ -22,14 +21,15 @@ use crate::api::{ApiError, Capability, Topology, VolumeInfo};
 /// INVALID_ARGUMENT when its form is wrong, or it is something that no volume of ours can do.
 pub(super) fn parse_capability(c: &VolumeCapability) -> Result<Capability, Status> {
     let raw = c.access_mode.as_ref().map_or(0, |m| m.mode);
-    let mode = CsiMode::try_from(raw).map_err(|_| invalid(format!("access mode {raw} is not known")))?;
+    let mode = CsiMode::try_from(raw)
+        .map_err(|_| Status::invalid_argument(format!("access mode {raw} is not known")))?;
     let (block, fs_type) = match &c.access_type {
         Some(AccessType::Block(_)) => (true, String::new()),
         Some(AccessType::Mount(m)) => (false, m.fs_type.clone()),
-        None => return Err(invalid("volume capability names neither block nor mount")),
+        None => return Err(Status::invalid_argument("volume capability names neither block nor mount")),
     };
     let mode = match mode {
-        CsiMode::Unknown => return Err(invalid("volume capability has no access mode")),
+        CsiMode::Unknown => return Err(Status::invalid_argument("volume capability has no access mode")),
         CsiMode::SingleNodeWriter | CsiMode::SingleNodeSingleWriter | CsiMode::SingleNodeMultiWriter => {
             Mode { read_only: false, multi_node: false }
         }
@@ -37,19 +37,21 @@ pub(super) fn parse_capability(c: &VolumeCapability) -> Result<Capability, Statu
         CsiMode::MultiNodeReaderOnly => Mode { read_only: true, multi_node: true },
         CsiMode::MultiNodeMultiWriter if block => Mode { read_only: false, multi_node: true },
         CsiMode::MultiNodeMultiWriter => {
-            return Err(invalid(
+            return Err(Status::invalid_argument(
                 "ReadWriteMany is offered for raw block volumes only (volumeMode: Block): a file system that two \
                  nodes mount would be destroyed",
             ));
         }
         CsiMode::MultiNodeSingleWriter => {
-            return Err(invalid(
+            return Err(Status::invalid_argument(
                 "access mode MULTI_NODE_SINGLE_WRITER is not offered: use a single-node mode",
             ));
         }
     };
     if !matches!(fs_type.as_str(), "" | "ext4" | "xfs") {
-        return Err(invalid(format!("file system {fs_type:?} is not offered: ext4 and xfs are")));
+        return Err(Status::invalid_argument(format!(
+            "file system {fs_type:?} is not offered: ext4 and xfs are"
+        )));
     }
     Ok(Capability { block, fs_type, mode })
 }
@@ -57,7 +59,7 @@ pub(super) fn parse_capability(c: &VolumeCapability) -> Result<Capability, Statu
 /// All capabilities of a request; there must be at least one.
 pub(super) fn parse_capabilities(c: &[VolumeCapability]) -> Result<Vec<Capability>, Status> {
     if c.is_empty() {
-        return Err(invalid("volume_capabilities is empty: at least one is needed"));
+        return Err(Status::invalid_argument("volume_capabilities is empty: at least one is needed"));
     }
     c.iter().map(parse_capability).collect()
 }
@@ -68,7 +70,9 @@ pub(super) fn parse_range(r: Option<&CapacityRange>) -> Result<(Option<Bytes>, O
     let bound = |what: &str, n: i64| match u64::try_from(n) {
         Ok(0) => Ok(None),
         Ok(n) => Ok(Some(Bytes::new(n))),
-        Err(_) => Err(invalid(format!("capacity_range.{what} is {n}: it cannot be negative"))),
+        Err(_) => {
+            Err(Status::invalid_argument(format!("capacity_range.{what} is {n}: it cannot be negative")))
+        }
     };
     let (required, limit) =
         (bound("required_bytes", r.required_bytes)?, bound("limit_bytes", r.limit_bytes)?);
@@ -90,7 +94,7 @@ pub(super) fn parse_range(r: Option<&CapacityRange>) -> Result<(Option<Bytes>, O
 /// INVALID_ARGUMENT when it is empty. A text that no volume of ours can have is `Ok(Err(text))`: unknown.
 pub(super) fn parse_volume_id(s: &str) -> Result<Result<VolumeId, ApiError>, Status> {
     if s.is_empty() {
-        return Err(invalid("volume_id is empty"));
+        return Err(Status::invalid_argument("volume_id is empty"));
     }
     Ok(s.parse().map_err(|_| ApiError::NoVolume(s.chars().take(128).collect())))
 }
@@ -98,7 +102,7 @@ pub(super) fn parse_volume_id(s: &str) -> Result<Result<VolumeId, ApiError>, Sta
 /// The node that a request names.
 pub(super) fn parse_node(s: &str) -> Result<Result<NodeName, ApiError>, Status> {
     if s.is_empty() {
-        return Err(invalid("node_id is empty"));
+        return Err(Status::invalid_argument("node_id is empty"));
     }
     Ok(s.parse().map_err(|_| ApiError::NoNode(s.chars().take(128).collect())))
 }

@@ -5,7 +5,7 @@ use tonic::{Code, Status};
 use crate::api::ApiError;
 
 /// The status for an error, as the CSI specification assigns codes.
-pub(super) fn status(e: &ApiError) -> Status {
+pub(crate) fn status(e: &ApiError) -> Status {
     let code = match e {
         ApiError::Invalid(_) => Code::InvalidArgument,
         ApiError::NoVolume(_) | ApiError::NoNode(_) => Code::NotFound,
@@ -19,11 +19,6 @@ pub(super) fn status(e: &ApiError) -> Status {
         ApiError::Internal(_) => Code::Internal,
     };
     Status::new(code, e.to_string())
-}
-
-/// A request whose form is wrong.
-pub(super) fn invalid(what: impl Into<String>) -> Status {
-    Status::invalid_argument(what)
 }
 
 #[cfg(test)]
