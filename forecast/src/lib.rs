@@ -1,0 +1,24 @@
+//! Forecasts: what a disk or a volume has done, what it will do, and what it can lend.
+//!
+//! Invariants: pure (no clock, no I/O, no randomness: time is an argument), deterministic to the bit on every machine
+//! (no transcendental functions), bounded in memory, and sensible for any input: not a number, nothing, a constant,
+//! the hugest. Must not know pools, records, the kernel or who asks.
+
+mod codec;
+mod conformal;
+mod experts;
+mod forecaster;
+mod history;
+mod number;
+mod skill;
+mod stored;
+
+pub use codec::DecodeError;
+pub use conformal::ClassScores;
+pub use experts::Hour;
+pub use forecaster::{Forecast, Forecaster};
+pub use history::{Interval, Resolution, SAMPLE_S, Series, Shape, Taken};
+pub use number::GREATEST;
+
+/// The horizons that are forecast, in hours.
+pub const HORIZONS_H: [u32; 4] = [1, 4, 12, 24];
