@@ -6,19 +6,27 @@
 
 mod codec;
 mod conformal;
+mod device;
 mod experts;
 mod forecaster;
+mod growth;
+mod health;
 mod history;
 mod number;
+mod offer;
 mod skill;
 mod stored;
 
 pub use codec::DecodeError;
 pub use conformal::ClassScores;
+pub use device::{DeviceClass, DeviceModel, Drift, Observed, Work};
 pub use experts::Hour;
 pub use forecaster::{Forecast, Forecaster};
+pub use growth::Growth;
+pub use health::{Fault, HealthReport, fault};
 pub use history::{Interval, Resolution, SAMPLE_S, Series, Shape, Taken};
 pub use number::GREATEST;
+pub use offer::{Facts, Ledger, OFFER_S, Offer, Reason, STALE_S, offer};
 
 /// The horizons that are forecast, in hours.
 pub const HORIZONS_H: [u32; 4] = [1, 4, 12, 24];

@@ -1,4 +1,4 @@
-//! The persistent forms of forecasters and of class scores.
+//! The persistent forms of forecasters, device models and class scores.
 //!
 //! Invariants: what is encoded decodes to an equal state; lengths are checked before they are believed. Must not know
 //! what the numbers mean.
@@ -8,12 +8,14 @@ use std::collections::VecDeque;
 use crate::HORIZONS_H;
 use crate::codec::{DecodeError, Kind, Reader, Writer};
 use crate::conformal::{Calibration, ClassScores, SCORES};
+use crate::device::{DeviceClass, DeviceModel, Drift, KEPT};
 use crate::experts::WEEK;
 use crate::forecaster::{Decision, Forecast, Forecaster, Lane};
 use crate::number::Packed;
 use crate::skill::Skill;
 
 const FORECASTER: Kind = Kind { name: "forecaster", tag: b'F', version: 1 };
+const DEVICE: Kind = Kind { name: "device model", tag: b'D', version: 1 };
 const CLASS: Kind = Kind { name: "class of scores", tag: b'C', version: 1 };
 
 impl Forecaster {
@@ -142,6 +144,66 @@ fn get_lane(from: &mut Reader<'_>, lane: &mut Lane) -> Result<(), DecodeError> {
     lane.current.peak_bound = from.f64()?;
     lane.current.confidence = from.f64()?;
     Ok(())
+}
+
+impl DeviceModel {
+    /// The persistent form, 0.4 KB.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::new(DEVICE);
+        out.u8(self.class.code());
+        out.f64(self.probed.unwrap_or_default());
+        out.u16(self.idle_seen);
+        let drift = match self.drift {
+            None => 0,
+            Some((_, Drift::Slower)) => 1,
+            Some((_, Drift::Faster)) => 2,
+        };
+        out.u8(drift);
+        out.u64(self.drift.map_or(0, |(at_s, _)| at_s));
+        let numbers = [&self.idle, &self.delivered, &self.slower, &self.faster];
+        numbers.into_iter().chain(&self.fit).chain(&self.spread).for_each(|v| out.f64(*v));
+        for ring in [&self.saturated, &self.residuals] {
+            put_length(&mut out, ring.len());
+            ring.iter().for_each(|v| out.packed(*v));
+        }
+        out.finish()
+    }
+
+    /// Reads what [`DeviceModel::encode`] wrote.
+    ///
+    /// # Errors
+    /// If the bytes are damaged, cut, or of another version: the caller begins anew.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut from = Reader::new(DEVICE, bytes)?;
+        let class = DeviceClass::from_code(from.u8()?).ok_or(from.wrong("the class"))?;
+        let mut this = Self::new(class);
+        let probed = from.f64()?;
+        this.probed = (probed > 0.0).then_some(probed);
+        this.idle_seen = from.u16()?;
+        let drift = from.u8()?;
+        let at_s = from.u64()?;
+        this.drift = match drift {
+            0 => None,
+            1 => Some((at_s, Drift::Slower)),
+            2 => Some((at_s, Drift::Faster)),
+            _ => return Err(from.wrong("the drift")),
+        };
+        let numbers = [&mut this.idle, &mut this.delivered, &mut this.slower, &mut this.faster];
+        for value in numbers.into_iter().chain(&mut this.fit).chain(&mut this.spread) {
+            *value = from.f64()?;
+        }
+        if this.idle <= 0.0 || this.fit[1] <= 0.0 {
+            return Err(from.wrong("a latency of nothing"));
+        }
+        for ring in [&mut this.saturated, &mut this.residuals] {
+            for _ in 0..get_length(&mut from, KEPT)? {
+                ring.push_back(from.packed()?);
+            }
+        }
+        from.end()?;
+        Ok(this)
+    }
 }
 
 impl ClassScores {
