@@ -189,6 +189,9 @@ async fn listen(session: &Session, from_node: &mut Streaming<NodeMessage>) -> Re
             // From a newer plugin: what it means is unknown, that it lives is not.
             None => None,
         };
+        if let Some(r) = &report {
+            tracing::debug!(k8s_node = %session.node(), report = ?r, "heard");
+        }
         session.heard(report).await.map_err(|e| no_session(&e))?;
     }
     Ok(())
@@ -203,6 +206,7 @@ async fn tell(
         let Ok(room) = to_node.reserve().await else { return Ok(()) };
         match out.next().await {
             told::Next::Goals { full, goals } => {
+                tracing::debug!(full, ?goals, "told");
                 let goals = goals::render(full, goals);
                 let message = Some(controller_message::Message::Goals(goals));
                 room.send(Ok(ControllerMessage { message }));

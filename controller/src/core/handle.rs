@@ -213,6 +213,11 @@ pub struct Session {
 }
 
 impl Session {
+    /// Whose it is.
+    pub fn node(&self) -> &NodeName {
+        &self.node
+    }
+
     /// Where the node's goals come out.
     pub fn outbox(&self) -> Arc<Outbox> {
         self.out.clone()

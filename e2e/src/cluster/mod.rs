@@ -196,7 +196,7 @@ impl Cluster {
         let mut command = Command::new(program("weir-controller")?);
         command.arg("--config").arg(&path);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        command.env("RUST_LOG", std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned()));
+        command.env("RUST_LOG", log_level());
         command.env_remove("WEIR_CRASH_AT");
         if let Some(at) = crash_at {
             command.env("WEIR_CRASH_AT", at);
@@ -246,7 +246,8 @@ impl Cluster {
         let node = self.node(n);
         self.write_node_files(node)?;
         let env = crash_at.map_or(String::new(), |at| format!("WEIR_CRASH_AT={at} "));
-        let command = format!("env {env}RUST_LOG=info /lab/bin/weir-node --config /etc/weir/node.yaml");
+        let level = log_level();
+        let command = format!("env {env}RUST_LOG={level} /lab/bin/weir-node --config /etc/weir/node.yaml");
         let running = node.spawn("weir-node", &command)?;
         lock(&self.plugins)[usize::from(n) - 1] = Some(running);
         let socket = wait::until_ok(&format!("weir-node's socket on n{n}"), PATIENCE, || {
@@ -391,6 +392,11 @@ impl Drop for Cluster {
 /// The row of a volume in a survey.
 pub fn find_volume<'a>(survey: &'a Value, id: &str) -> Option<&'a Value> {
     survey["volumes"].as_array()?.iter().find(|v| v["volume"].as_str() == Some(id))
+}
+
+/// What the binaries log: `RUST_LOG` of whoever runs the lab.
+fn log_level() -> String {
+    std::env::var("RUST_LOG").unwrap_or_else(|_| "info".to_owned())
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {

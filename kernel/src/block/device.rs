@@ -122,8 +122,14 @@ impl BlockDevice {
             rotational: num("rotational")? != 0,
             discard_max: Bytes::new(num("discard_max_bytes")?),
             write_zeroes_max: Bytes::new(num("write_zeroes_max_bytes")?),
-            write_back: sysfs::read_opt(&q.join("write_cache"))?.as_deref() == Some("write back"),
+            write_back: self.write_back()?,
         })
+    }
+
+    /// Whether it has a volatile cache, so that flushes are sent to it.
+    pub fn write_back(&self) -> Result<bool, BlockError> {
+        let q = if self.is_partition() { self.dir.join("../queue") } else { self.dir.join("queue") };
+        Ok(sysfs::read_opt(&q.join("write_cache"))?.as_deref() == Some("write back"))
     }
 
     /// Who it is. Each transport puts it elsewhere: NVMe and SCSI under `device`, virtio-blk beside it.

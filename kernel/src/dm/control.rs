@@ -248,6 +248,24 @@ impl Control {
         Table::from_raw(&raw).map(Some).map_err(|source| DmError::Table { device: uuid.to_owned(), source })
     }
 
+    /// What the kernel says about a device and its active table, in one call. `None` when there is no device with this
+    /// UUID.
+    pub fn look(&self, uuid: &str) -> Result<Option<(DeviceInfo, Option<Table>)>, DmError> {
+        let (b, info) = match self.table_status(uuid, Which::Active, flag::STATUS_TABLE) {
+            Ok(x) => x,
+            Err(e) if e.is_not_found() => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        if !info.active {
+            return Ok(Some((info, None)));
+        }
+        let count = b.u32(abi::OFF_TARGET_COUNT);
+        let raw = super::parse::targets(b.payload(), count).map_err(|why| b.malformed(why))?;
+        let table =
+            Table::from_raw(&raw).map_err(|source| DmError::Table { device: uuid.to_owned(), source })?;
+        Ok(Some((info, Some(table))))
+    }
+
     /// The status lines of the active table. Never flushes (a flush below a dead path would hang).
     pub fn status(&self, uuid: &str) -> Result<Vec<RawTarget>, DmError> {
         let (b, _) = self.table_status(uuid, Which::Active, flag::NOFLUSH)?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use pool::units::Sectors;
 
 use super::{
-    control::{Control, DeviceInfo, Which, is_busy},
+    control::{Control, DeviceInfo, is_busy},
     error::DmError,
     node,
     table::Table,
@@ -29,32 +29,28 @@ impl Control {
     /// A preloaded table of a device that is left alone stays preloaded; one of a device that is swapped is
     /// replaced. A fresh device that cannot be finished is removed again.
     pub fn ensure_device(&self, spec: &DeviceSpec) -> Result<(Ensured, DeviceInfo), DmError> {
-        let done = match self.info_opt(&spec.uuid)? {
-            None => {
-                self.create_with(spec)?;
-                Ensured::Created
-            }
-            Some(found) if found.name != spec.name => {
+        let (done, info) = match self.look(&spec.uuid)? {
+            None => (Ensured::Created, self.create_with(spec)?),
+            Some((found, _)) if found.name != spec.name => {
                 return Err(DmError::Foreign {
                     device: spec.name.clone(),
                     found: format!("{} as {}", found.uuid, found.name),
                     wanted: spec.uuid.clone(),
                 });
             }
-            Some(found) => self.converge(spec, &found)?,
+            Some((found, table)) => self.converge(spec, found, table.as_ref())?,
         };
-        let info = self.info(&spec.uuid)?;
         node::ensure_dev_node(&spec.name, info.dev)?;
         Ok((done, info))
     }
 
     /// Whether the active table is this one and serves I/O.
     pub fn serves(&self, uuid: &str, table: &Table) -> Result<bool, DmError> {
-        let Some(info) = self.info_opt(uuid)? else { return Ok(false) };
-        Ok(!info.suspended && self.table(uuid, Which::Active)?.as_ref() == Some(table))
+        let Some((info, active)) = self.look(uuid)? else { return Ok(false) };
+        Ok(!info.suspended && active.as_ref() == Some(table))
     }
 
-    fn create_with(&self, spec: &DeviceSpec) -> Result<(), DmError> {
+    fn create_with(&self, spec: &DeviceSpec) -> Result<DeviceInfo, DmError> {
         match self.create(&spec.name, &spec.uuid) {
             Ok(_) => {}
             Err(e) if is_busy(&e) => {
@@ -66,29 +62,33 @@ impl Control {
         }
         let made = self.load(&spec.uuid, &spec.table, false).and_then(|()| self.resume(&spec.uuid));
         match made {
-            Ok(_) => Ok(()),
+            Ok(info) => Ok(info),
             Err(e) => Err(e.after_rollback(self.remove(&spec.uuid, false))),
         }
     }
 
-    fn converge(&self, spec: &DeviceSpec, found: &DeviceInfo) -> Result<Ensured, DmError> {
-        let same = found.active && self.table(&spec.uuid, Which::Active)?.as_ref() == Some(&spec.table);
+    fn converge(
+        &self,
+        spec: &DeviceSpec,
+        found: DeviceInfo,
+        active: Option<&Table>,
+    ) -> Result<(Ensured, DeviceInfo), DmError> {
+        let same = active == Some(&spec.table);
         if same && !found.suspended {
-            return Ok(Ensured::Identity);
+            return Ok((Ensured::Identity, found));
         }
         if same {
             // Left suspended by a crash. A resume would also swap in what is preloaded: drop that first.
             self.clear(&spec.uuid)?;
-            self.resume(&spec.uuid)?;
-            return Ok(Ensured::Swapped);
+            return Ok((Ensured::Swapped, self.resume(&spec.uuid)?));
         }
-        self.swap(&spec.uuid, &spec.table)?;
-        Ok(if found.active { Ensured::Swapped } else { Ensured::Created })
+        let info = self.swap(&spec.uuid, &spec.table)?;
+        Ok((if found.active { Ensured::Swapped } else { Ensured::Created }, info))
     }
 
     /// Replaces the table under running I/O. What is queued stays queued and runs on the new table. On failure
     /// the old table serves again.
-    pub fn swap(&self, uuid: &str, table: &Table) -> Result<(), DmError> {
+    pub fn swap(&self, uuid: &str, table: &Table) -> Result<DeviceInfo, DmError> {
         self.preload(uuid, table)?;
         self.resume_or_restore(uuid)
     }
@@ -100,7 +100,7 @@ impl Control {
     }
 
     /// Makes the preloaded table the active one.
-    pub fn commit_preloaded(&self, uuid: &str) -> Result<(), DmError> {
+    pub fn commit_preloaded(&self, uuid: &str) -> Result<DeviceInfo, DmError> {
         if !self.info(uuid)?.inactive {
             return Err(DmError::NothingPreloaded { device: uuid.to_owned() });
         }
@@ -112,9 +112,9 @@ impl Control {
         self.clear(uuid)
     }
 
-    fn resume_or_restore(&self, uuid: &str) -> Result<(), DmError> {
+    fn resume_or_restore(&self, uuid: &str) -> Result<DeviceInfo, DmError> {
         match self.resume(uuid) {
-            Ok(_) => Ok(()),
+            Ok(info) => Ok(info),
             Err(e) => Err(e.after_rollback(self.restore(uuid))),
         }
     }
@@ -133,7 +133,7 @@ impl Control {
     /// Fails all I/O of a device from the moment this returns: the fence. The device and its number stay.
     pub fn fence(&self, uuid: &str, len: Sectors) -> Result<(), DmError> {
         let table = Table::error(len).map_err(|source| DmError::Table { device: uuid.to_owned(), source })?;
-        self.swap(uuid, &table)
+        self.swap(uuid, &table).map(drop)
     }
 
     /// Removes a device and its node. `Identity` when there is none.

@@ -11,7 +11,7 @@ use std::{
 use kernel::{
     DevNo,
     block::BlockDevice,
-    dm::{self, Control, DeviceSpec, DmError, EventPoll, Table, Which},
+    dm::{self, Control, DeviceSpec, DmError, EventPoll, Table},
     nvme::{ConnectOptions, ControllerState, Endpoint, Nvme, NvmeError},
     nvmet::{NamespaceSpec, Nvmet, PortAddr},
     uevent::{Next, Uevents},
@@ -103,9 +103,8 @@ impl Ground for Kernel {
 
     fn device(&self, role: &DmRole) -> Result<Option<Found>> {
         let uuid = role.dm_uuid();
-        let Some(info) = self.control.info_opt(&uuid)? else { return Ok(None) };
-        let table = if info.active { self.control.table(&uuid, Which::Active)? } else { None };
-        let write_back = info.active && BlockDevice::new(info.dev)?.limits()?.write_back;
+        let Some((info, table)) = self.control.look(&uuid)? else { return Ok(None) };
+        let write_back = info.active && BlockDevice::new(info.dev)?.write_back()?;
         let node = DevNo::of_path(&dm::dev_node_path(&role.dm_name()));
         Ok(Some(Found {
             dev: info.dev,

@@ -110,8 +110,10 @@ struct Worker {
     /// The last look under the present goal.
     seen: Option<Seen>,
     extra: Extra,
-    /// The goal whose runs the labels have.
-    recorded: Option<AttachmentGoal>,
+    /// What the labels of this node's disks have of the volume.
+    recorded: Vec<RunRecord>,
+    /// What they will have of it when the pass over the top has looked.
+    recording: Vec<RunRecord>,
     top: Lane<(Option<Seen>, End)>,
     top_wanted: bool,
     top_since: Instant,
@@ -152,7 +154,8 @@ impl Worker {
             legs,
             seen: None,
             extra: Extra::default(),
-            recorded: None,
+            recorded: vec![],
+            recording: vec![],
             top: None,
             top_wanted: true,
             top_since: Instant::now(),
@@ -207,7 +210,7 @@ impl Worker {
                 }
                 () = self.poke.notified() => self.side_wanted = true,
                 r = view.changed() => if r.is_ok() { self.on_view() } else { return },
-                r = disks.changed() => if r.is_ok() { self.top_wanted |= self.goal.builds() } else { return },
+                r = disks.changed() => if r.is_ok() { self.on_disks() } else { return },
                 () = until(timer) => self.on_timer(),
             }
         }
@@ -255,6 +258,13 @@ impl Worker {
         }
     }
 
+    fn on_disks(&mut self) {
+        // One that was opened again may have another label.
+        self.recorded.clear();
+        self.recording.clear();
+        self.top_wanted |= self.goal.builds();
+    }
+
     fn input(&self) -> Input {
         let local = self.goal.map.iter().flat_map(|m| m.map.disks());
         let areas = local
@@ -292,11 +302,10 @@ impl Worker {
         seen_tx: mpsc::UnboundedSender<(u64, Seen)>,
     ) -> impl Future<Output = (Option<Seen>, End)> + Send + 'static {
         let input = self.input();
-        let to_record = if self.goal.builds() && self.recorded.as_ref() != Some(&self.goal) {
-            records(&input)
-        } else {
-            vec![]
-        };
+        self.recording = if self.goal.builds() { records(&input) } else { vec![] };
+        let mut to_record = self.recording.clone();
+        // A label is written for a new map, not for a new epoch.
+        to_record.retain(|r| !self.recorded.iter().any(|known| known.disk == r.disk && known.map == r.map));
         let (ctx, legs, newest, mine) =
             (self.ctx.clone(), self.legs.clone(), self.newest.clone(), self.number);
         async move {
@@ -337,9 +346,7 @@ impl Worker {
         if let Some(s) = seen {
             self.legs.extend(s.legs.keys());
             self.seen = Some(s);
-            if self.goal.builds() {
-                self.recorded = Some(self.goal.clone());
-            }
+            self.recorded = std::mem::take(&mut self.recording);
         }
         self.extra.busy = matches!(end, End::Busy);
         let now = Instant::now();
