@@ -21,6 +21,12 @@ pub mod node {
     tonic::include_proto!("weir.node.v1");
 }
 
+/// How a plugin makes itself known to the kubelet, package `pluginregistration` (v1).
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+pub mod registration {
+    tonic::include_proto!("pluginregistration");
+}
+
 /// Every field the protocols mark with `csi_secret`, as (full message name, field name), sorted.
 ///
 /// Values of these fields must not reach a log, a status message or a store. The generated `Debug`

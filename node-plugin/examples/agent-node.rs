@@ -74,7 +74,7 @@ async fn main() -> Fallible<()> {
         max_volumes: 300,
         state_dir: state.into(),
     };
-    let _handle = Session::start(config, agent, link, watch::Sender::new(false))?;
+    let _handle = Session::start(config, agent, link, watch::Sender::new(Ok(())))?;
     while let Some(o) = room.orders.recv().await {
         if !matches!(o, DiskOrder::FullGoalsEnd) {
             tracing::info!(order = ?o, "an order for disks, which this program does not have");

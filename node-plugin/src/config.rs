@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -44,6 +45,8 @@ pub struct File {
     devices: Option<Vec<Glob>>,
     topology: BTreeMap<TopologyKey, String>,
     max_volumes: Option<u32>,
+    kubelet: KubeletSection,
+    http: HttpSection,
     logging: LoggingSection,
 }
 
@@ -82,6 +85,18 @@ struct StorageSection {
     interface: Option<String>,
     cidr: Option<Cidr>,
     port: Option<u16>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+struct KubeletSection {
+    registry: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+struct HttpSection {
+    listen: Option<SocketAddr>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -129,6 +144,10 @@ pub struct Config {
     pub topology: BTreeMap<String, String>,
     /// Volumes that the node can hold at once.
     pub max_volumes: u32,
+    /// The kubelet's registry folder; without one the plugin does not register itself.
+    pub kubelet_registry: Option<PathBuf>,
+    /// Where health and metrics are served.
+    pub http: Option<SocketAddr>,
     /// What is logged.
     pub log_level: LogLevel,
     /// How.
@@ -246,6 +265,9 @@ impl File {
         if let Some(dir) = self.state_dir.as_ref().filter(|d| !d.is_absolute()) {
             return Err(("stateDir", format!("{} is not an absolute path", dir.display())));
         }
+        if let Some(dir) = self.kubelet.registry.as_ref().filter(|d| !d.is_absolute()) {
+            return Err(("registry", format!("{} is not an absolute path", dir.display())));
+        }
         if self.topology.values().any(|v| !values::is_label_value(v)) {
             return Err(("topology", format!("a value is not valid: {}", values::LABEL_VALUE)));
         }
@@ -302,6 +324,8 @@ impl Config {
             },
             topology,
             max_volumes: flags.max_volumes.or(file.max_volumes).unwrap_or(MAX_VOLUMES),
+            kubelet_registry: flags.kubelet_registry.clone().or(file.kubelet.registry),
+            http: flags.http.or(file.http.listen),
             log_level: flags.log_level.unwrap_or(file.logging.level),
             log_format: flags.log_format.unwrap_or(file.logging.format),
             driver_name,

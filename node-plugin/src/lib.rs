@@ -6,6 +6,8 @@ pub mod convert;
 pub mod csi;
 pub mod disks;
 pub mod disks_api;
+pub mod kubelet;
+mod metrics;
 pub mod serve;
 pub mod session;
 pub mod volumes_api;

@@ -3,7 +3,11 @@
 
 use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
 
-use tokio::sync::watch;
+use observe::{Operations, Told};
+use tokio::{
+    net::{TcpListener, UnixStream},
+    sync::watch,
+};
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use crate::{
@@ -12,6 +16,8 @@ use crate::{
     csi::{self, Faults, IdentityService, KernelTools, NodeService, NodeSettings},
     disks::{self, KernelHardware},
     disks_api::disk_link,
+    kubelet,
+    metrics::{self, Gauges},
     session::{Session, SessionConfig, term::TermError},
 };
 
@@ -44,6 +50,15 @@ pub enum ServeError {
     /// The session could not be prepared.
     #[error(transparent)]
     Term(#[from] TermError),
+    /// Health and metrics cannot be served.
+    #[error("HTTP on {at}: {source}")]
+    Http {
+        /// Where.
+        at: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// CSI could not be served.
     #[error(transparent)]
     Csi(#[from] csi::SocketError),
@@ -66,7 +81,7 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
     let room = disks::start(Arc::new(KernelHardware { devices: config.devices.clone() }), room_link, true);
     let kernel = Arc::new(Kernel::open(&config.node, storage)?);
     let agent = Agent::start(config.node.clone(), kernel, room).await?;
-    let (ready, readiness) = watch::channel(false);
+    let (ready, readiness) = watch::channel(Err("no controller has been reached yet".to_owned()));
     let session = SessionConfig {
         node: config.node.clone(),
         controllers: config.controllers.iter().map(|e| e.as_str().to_owned()).collect(),
@@ -78,15 +93,40 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
         max_volumes: config.max_volumes,
         state_dir: config.state_dir.clone(),
     };
-    let volumes = Arc::new(Session::start(session, agent, link, ready)?);
+    let volumes = Arc::new(Session::start(session, agent.clone(), link, ready)?);
 
-    let identity = IdentityService::new(config.driver_name.clone(), readiness);
+    let identity = IdentityService::new(config.driver_name.clone(), readiness.clone());
+    let operations = Operations::default();
     let settings = NodeSettings {
         node: config.node.clone(),
         topology: config.topology.clone().into_iter().collect(),
         max_volumes: config.max_volumes,
     };
-    let node = NodeService::new(settings, volumes, Arc::new(KernelTools), faults);
+    let node = NodeService::new(settings, volumes, Arc::new(KernelTools), faults, operations.clone());
+    let registered = config.kubelet_registry.clone().map(|registry| {
+        let (tell, standing) = watch::channel(kubelet::Standing::Waiting);
+        let (driver, csi_socket) = (config.driver_name.clone(), config.csi_socket.clone());
+        let plugin = kubelet::Plugin { driver, csi_socket, registry };
+        tokio::spawn(kubelet::keep(plugin, tell, stop.clone()));
+        standing
+    });
+    if let Some(at) = config.http {
+        let gauges = Gauges { agent, ready: readiness.clone(), registered };
+        let told = Told {
+            live: live_check(config.csi_socket.clone()),
+            ready: readiness,
+            metrics: Arc::new(metrics::registry(gauges, &operations)),
+        };
+        let listener =
+            TcpListener::bind(at).await.map_err(|source| ServeError::Http { at: at.to_string(), source })?;
+        let mut stop = stop.clone();
+        let until = async move { drop(stop.wait_for(|s| *s).await) };
+        tokio::spawn(async move {
+            if let Err(e) = observe::serve(listener, told, until).await {
+                tracing::error!(%at, error = %e, "health and metrics are not served any more");
+            }
+        });
+    }
     tracing::info!(k8s_node = %config.node, %storage, csi = %config.csi_socket.display(), "weir-node is up");
     let stopped = async move {
         // A sender that is gone stops the plugin as well.
@@ -95,6 +135,17 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
     };
     csi::serve(socket, &config.csi_socket, identity, node, stopped).await?;
     Ok(())
+}
+
+/// The process lives when its CSI socket takes connections.
+fn live_check(socket: PathBuf) -> observe::Check {
+    Arc::new(move || {
+        let socket = socket.clone();
+        Box::pin(async move {
+            let dialled = UnixStream::connect(&socket).await;
+            dialled.map(drop).map_err(|e| format!("CSI socket {}: {e}", socket.display()))
+        })
+    })
 }
 
 fn read(path: &PathBuf) -> Result<Vec<u8>, ServeError> {

@@ -37,6 +37,23 @@ struct Inner {
     listeners: HashMap<VolumeId, watch::Sender<VolumeState>>,
 }
 
+/// Numbers of objects, by the names of their states.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Volumes with devices here.
+    pub attachments: BTreeMap<String, u64>,
+    /// Slices for other nodes.
+    pub exports: BTreeMap<String, u64>,
+    /// Pool disks.
+    pub disks: BTreeMap<String, u64>,
+    /// Legs that have no path: their I/O waits.
+    pub queueing: u64,
+    /// Guards that hold a write.
+    pub held: u64,
+    /// Wipes under way or waiting.
+    pub wiping: u64,
+}
+
 /// Keys of what has not been sent.
 #[derive(Debug, Default)]
 struct News {
@@ -170,6 +187,25 @@ impl Book {
             && r.attachments.is_empty()
             && r.wipes.is_empty();
         (!empty).then_some(r)
+    }
+
+    /// How many objects are in which state.
+    pub fn counts(&self) -> Counts {
+        let i = self.lock();
+        let mut c = Counts::default();
+        for r in i.attachments.values() {
+            *c.attachments.entry(format!("{:?}", r.standing)).or_default() += 1;
+            c.queueing += r.queueing.len() as u64;
+            c.held += u64::from(r.held);
+        }
+        for r in i.exports.values() {
+            *c.exports.entry(format!("{:?}", r.standing)).or_default() += 1;
+        }
+        for d in i.disks.values() {
+            *c.disks.entry(format!("{:?}", d.condition())).or_default() += 1;
+        }
+        c.wiping = i.wipes.values().filter(|w| !w.done).count() as u64;
+        c
     }
 
     /// Waits for news. Many that come at once wake once.

@@ -1,6 +1,9 @@
 //! The command line. A flag overrides the file.
 
-use std::{net::IpAddr, path::PathBuf};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::Parser;
 use pool::ids::NodeName;
@@ -47,6 +50,12 @@ pub struct Flags {
     /// Volumes that this node can hold at once.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_volumes: Option<u32>,
+    /// The kubelet's registry folder (/var/lib/kubelet/plugins_registry); without it the plugin does not register itself.
+    #[arg(long, value_name = "DIR")]
+    pub kubelet_registry: Option<PathBuf>,
+    /// Where health and metrics are served over HTTP; nowhere by default.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub http: Option<SocketAddr>,
     /// What is logged.
     #[arg(long, value_enum)]
     pub log_level: Option<LogLevel>,

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 /// Whether the plugin has heard from a controller what this node should have.
-pub type Readiness = watch::Receiver<bool>;
+pub type Readiness = watch::Receiver<observe::Verdict>;
 
 /// The Identity service.
 #[derive(Clone, Debug)]
@@ -53,6 +53,6 @@ impl Identity for IdentityService {
     }
 
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {
-        Ok(Response::new(ProbeResponse { ready: Some(*self.ready.borrow()) }))
+        Ok(Response::new(ProbeResponse { ready: Some(self.ready.borrow().is_ok()) }))
     }
 }

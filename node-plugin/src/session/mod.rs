@@ -22,6 +22,7 @@ use std::{
 };
 
 use csi_proto::node::{self as proto, node_session_client::NodeSessionClient};
+use observe::Verdict;
 use pool::ids::{NodeName, Term};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -107,17 +108,17 @@ pub struct Session {
     orders: mpsc::UnboundedSender<DiskOrder>,
     term: Option<TermFile>,
     channel: watch::Sender<Result<Channel, String>>,
-    ready: watch::Sender<bool>,
+    ready: watch::Sender<Verdict>,
 }
 
 impl Session {
-    /// Starts the session; it ends with the process. The handle is for the CSI service. `ready` becomes true when a
-    /// controller has said for the first time all that this node should have.
+    /// Starts the session; it ends with the process. The handle is for the CSI service. `ready` is good
+    /// while a controller is there that has said all that this node should have.
     pub fn start(
         config: SessionConfig,
         agent: Arc<Agent>,
         disks: DiskLink,
-        ready: watch::Sender<bool>,
+        ready: watch::Sender<Verdict>,
     ) -> Result<AgentHandle, TermError> {
         let term = Some(TermFile::open(&config.state_dir)?);
         let book = agent.book();
@@ -152,6 +153,7 @@ impl Session {
                 warn!(controller = self.controller, error = why, "no session, will dial again");
             }
             last.clone_from(&why);
+            drop(self.ready.send_replace(Err(format!("no session with a controller: {why}"))));
             drop(self.channel.send_replace(Err(why)));
             tokio::time::sleep(jittered(backoff.pause())).await;
         }
@@ -251,7 +253,7 @@ impl Session {
 
     fn take(&self, g: proto::Goals) {
         if g.full {
-            self.ready.send_replace(true);
+            drop(self.ready.send_replace(Ok(())));
         }
         let mut goals = Goals { full: g.full, ..Goals::default() };
         for e in &g.exports {
