@@ -224,6 +224,11 @@ impl Worker {
             info!(epoch = %goal.epoch, role = ?goal.role, "goal");
         }
         let same = goal.epoch == self.goal.epoch && goal.role == self.goal.role;
+        // What the legs should be does not depend on who may write.
+        let same_legs = self.said.is_some()
+            && goal.remotes == self.goal.remotes
+            && goal.map == self.goal.map
+            && goal.builds() == self.goal.builds();
         let (held, busy) = (self.extra.held && same, self.extra.busy && same);
         self.goal = goal;
         self.extra =
@@ -240,8 +245,10 @@ impl Worker {
             }
         }
         self.on_view();
-        (self.top_wanted, self.side_wanted) = (true, true);
-        (self.top_retry, self.side_retry) = (None, None);
+        (self.top_wanted, self.top_retry) = (true, None);
+        if !same_legs {
+            (self.side_wanted, self.side_retry) = (true, None);
+        }
         self.in_use.reset();
         self.failed.reset();
     }
@@ -332,8 +339,13 @@ impl Worker {
     }
 
     fn on_seen(&mut self, number: u64, seen: Seen) {
-        if number == self.number {
-            self.seen = Some(seen);
+        if number != self.number {
+            return;
+        }
+        let standing = status(&self.input(), &seen, &self.extra).standing;
+        self.seen = Some(seen);
+        // Where nothing has changed yet, the pass's end is soon enough: every word costs the pass time.
+        if standing != self.said_standing() {
             self.say();
         }
     }

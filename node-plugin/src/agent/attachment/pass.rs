@@ -76,6 +76,27 @@ pub fn look(g: &dyn Ground, v: VolumeId, legs: &BTreeSet<DiskId>) -> Result<Seen
     Ok(seen)
 }
 
+/// Reads again what an act may have changed.
+fn look_again(g: &dyn Ground, act: &Act, seen: &mut Seen) -> Result<(), GroundError> {
+    let role = match act {
+        Act::Set { role, .. } | Act::Clear(role) | Act::Remove(role) | Act::FenceIfQuiet(role, _) => role,
+    };
+    let now = g.device(role)?;
+    match role {
+        DmRole::Top(_) => seen.top = now,
+        DmRole::Map(_) => seen.map = now,
+        DmRole::WriteLeg(_) => seen.write_leg = now,
+        DmRole::Leg(_, d) => {
+            match now {
+                Some(f) => seen.legs.insert(*d, f),
+                None => seen.legs.remove(d),
+            };
+        }
+        DmRole::Slice(..) => {}
+    }
+    Ok(())
+}
+
 /// Brings the top (and what of the stack is not a leg) to the goal. `tell` hears what is seen after every act.
 pub fn run_top(
     g: &dyn Ground,
@@ -85,9 +106,13 @@ pub fn run_top(
     tell: &dyn Fn(&Seen),
 ) -> (Option<Seen>, End) {
     let mut last: Option<Act> = None;
-    let mut seen = None;
+    let mut seen: Option<Seen> = None;
     for _ in 0..MAX_ACTS {
-        let now = match look(g, i.goal.volume, legs) {
+        let looked = match (seen.clone(), &last) {
+            (Some(mut s), Some(act)) => look_again(g, act, &mut s).map(|()| s),
+            (_, _) => look(g, i.goal.volume, legs),
+        };
+        let now = match looked {
             Ok(s) => s,
             Err(e) => return (seen, End::Failed(e)),
         };
