@@ -53,6 +53,9 @@ pub struct Listen {
     pub csi: Endpoint,
     /// For the sessions of nodes: `address:port`.
     pub nodes: SocketAddr,
+    /// For health and metrics over HTTP: `address:port`; nowhere if not given.
+    #[serde(default)]
+    pub http: Option<SocketAddr>,
 }
 
 /// Where a service listens.

@@ -8,6 +8,7 @@ mod disks;
 mod engine;
 mod grow;
 mod handle;
+mod measures;
 mod nodes;
 mod publish;
 mod query;
@@ -27,6 +28,7 @@ use tokio::{sync::mpsc, time::Instant};
 pub use boot::StartError;
 pub use config::{CoreConfig, DeviceSelector, FreshDisks, NodeSelector, PoolSpec};
 pub use handle::{Handle, OpenError, Session};
+pub use measures::{Measures, Tally};
 
 use crate::{
     fault::{Fault, Side},
@@ -82,7 +84,7 @@ impl Core {
         let (volumes, disks, nodes) = (engine.volumes.len(), engine.disks.len(), engine.nodes.len());
         tracing::info!(%term, %system, volumes, disks, nodes, took = ?begun.elapsed(), "records loaded");
         let (tx, commands) = mpsc::channel(COMMANDS);
-        let handle = Handle::new(tx, Reign { term, system }, heartbeat, lease);
+        let handle = Handle::new(tx, Reign { term, system }, engine.measures.clone(), heartbeat, lease);
         Ok((Core { engine, store, fault, commands, started: Instant::now() }, handle))
     }
 

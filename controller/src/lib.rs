@@ -7,6 +7,7 @@ pub mod config;
 pub mod core;
 pub mod csi;
 pub mod fault;
+mod metrics;
 pub mod serve;
 pub mod session;
 mod status;

@@ -6,6 +6,7 @@ use csi_proto::{
     admin::admin_server::AdminServer,
     csi::{controller_server::ControllerServer, identity_server::IdentityServer},
 };
+use observe::{Operations, Told};
 use pool::ids::NodeName;
 use tokio::{
     net::{TcpListener, UnixListener},
@@ -17,17 +18,19 @@ use tonic::{
     metadata::MetadataMap,
     transport::{
         Server,
-        server::{TcpConnectInfo, TcpIncoming, TlsConnectInfo},
+        server::{Router, TcpConnectInfo, TcpIncoming, TlsConnectInfo},
     },
 };
+use tower::layer::util::{Identity, Stack};
 
 use crate::{
     admin::AdminService,
     api::Api,
     config::{Config, DeviceClass, Endpoint, FreshDisks},
-    core::{self, Core, CoreConfig},
+    core::{self, Core, CoreConfig, Handle},
     csi::{ControllerService, IdentityService},
     fault::Fault,
+    metrics,
     session::{self, Identify},
     store::embedded::Embedded,
     tls,
@@ -88,7 +91,25 @@ pub async fn run(config: Config, fault: Fault, mut stop: watch::Receiver<bool>) 
     let (core, handle) = Core::start(core_config(&config), store, fault).await?;
     let api: Arc<dyn Api> = Arc::new(handle.clone());
 
+    let operations = Operations::default();
+    let (ready, readiness) = watch::channel(Ok(()));
+    if let Some(at) = config.listen.http {
+        let told = Told {
+            live: live_check(handle.clone()),
+            ready: readiness,
+            metrics: Arc::new(metrics::registry(&handle, &operations)),
+        };
+        let listener = bind(&at.to_string()).await?;
+        let mut stop = stop.clone();
+        let until = async move { drop(stop.wait_for(|s| *s).await) };
+        tokio::spawn(async move {
+            if let Err(e) = observe::serve(listener, told, until).await {
+                tracing::error!(%at, error = %e, "health and metrics are not served any more");
+            }
+        });
+    }
     let csi = Server::builder()
+        .layer(operations)
         .add_service(IdentityServer::new(IdentityService::new(api.clone(), config.driver_name.clone())))
         .add_service(ControllerServer::new(ControllerService::new(api.clone())))
         .add_service(AdminServer::new(AdminService::new(api)));
@@ -113,10 +134,19 @@ pub async fn run(config: Config, fault: Fault, mut stop: watch::Receiver<bool>) 
         r = serve_csi(csi, &config.listen.csi) => r?,
         _ = stop.wait_for(|s| *s) => tracing::info!("told to stop"),
     }
+    drop(ready.send_replace(Err("stopping".to_owned())));
     Ok(())
 }
 
-async fn serve_csi(router: tonic::transport::server::Router, at: &Endpoint) -> Result<(), ServeError> {
+/// The process lives when its core answers.
+fn live_check(handle: Handle) -> observe::Check {
+    Arc::new(move || {
+        let handle = handle.clone();
+        Box::pin(async move { handle.tally().await.map(drop).map_err(|e| e.to_string()) })
+    })
+}
+
+async fn serve_csi(router: Router<Stack<Operations, Identity>>, at: &Endpoint) -> Result<(), ServeError> {
     match at {
         Endpoint::Tcp(a) => {
             let listener = bind(&a.to_string()).await?;

@@ -102,7 +102,7 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
         topology: config.topology.clone().into_iter().collect(),
         max_volumes: config.max_volumes,
     };
-    let node = NodeService::new(settings, volumes, Arc::new(KernelTools), faults, operations.clone());
+    let node = NodeService::new(settings, volumes, Arc::new(KernelTools), faults);
     let registered = config.kubelet_registry.clone().map(|registry| {
         let (tell, standing) = watch::channel(kubelet::Standing::Waiting);
         let (driver, csi_socket) = (config.driver_name.clone(), config.csi_socket.clone());
@@ -133,7 +133,7 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
         drop(stop.wait_for(|s| *s).await);
         tracing::info!("told to stop");
     };
-    csi::serve(socket, &config.csi_socket, identity, node, stopped).await?;
+    csi::serve(socket, &config.csi_socket, identity, node, operations, stopped).await?;
     Ok(())
 }
 

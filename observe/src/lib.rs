@@ -4,6 +4,7 @@
 //! Invariant: an answer never waits for longer than [`PATIENCE`]; a check that does not answer has failed. Must not
 //! know: what is measured.
 
+mod layer;
 mod operations;
 
 use std::{future::Future, sync::Arc, time::Duration};

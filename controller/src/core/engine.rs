@@ -20,6 +20,7 @@ use pool::{
 use super::{
     config::{CoreConfig, PoolSpec},
     disks::DiskSlot,
+    measures::Measures,
     nodes::Node,
     volume::{After, Pending, Volume, answer},
 };
@@ -85,6 +86,7 @@ pub(super) struct Engine {
     pub(super) now: Now,
     pub(super) draw: Box<dyn FnMut() -> u128 + Send>,
     pub(super) next_session: u64,
+    pub(super) measures: Measures,
     timers: BTreeSet<(Duration, Timer)>,
     writes: Vec<Write>,
     /// Why the core cannot go on.
@@ -108,6 +110,7 @@ impl Engine {
             now: Now::default(),
             draw,
             next_session: 0,
+            measures: Measures::default(),
             timers: BTreeSet::new(),
             writes: Vec::new(),
             fatal: None,
@@ -237,6 +240,7 @@ impl Engine {
     fn on_volume_durable(&mut self, id: VolumeId, version: Option<Version>, pending: Pending) {
         let Some(v) = self.volumes.get_mut(&id) else { return };
         tracing::debug!(volume = %id, cause = pending.cause.as_str(), "recorded");
+        self.measures.recorded(pending.cause, self.now.mono, &mut v.live.cut_over_since);
         v.version = version;
         let gone = pending.next.is_none();
         if let Some(next) = pending.next {

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     engine::Engine,
+    measures::{Measures, Tally},
     query::unfit,
     seen::{Hello, Report},
     told::{Close, Outbox},
@@ -136,6 +137,7 @@ pub enum OpenError {
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     reign: Reign,
+    measures: Measures,
     heartbeat: Duration,
     lease: Duration,
 }
@@ -148,10 +150,11 @@ impl Handle {
     pub(super) fn new(
         commands: mpsc::Sender<Command>,
         reign: Reign,
+        measures: Measures,
         heartbeat: Duration,
         lease: Duration,
     ) -> Self {
-        Self { commands, reign, heartbeat, lease }
+        Self { commands, reign, measures, heartbeat, lease }
     }
 
     /// This controller's reign.
@@ -162,6 +165,19 @@ impl Handle {
     /// The identity of the system whose records it keeps.
     pub fn system(&self) -> uuid::Uuid {
         self.reign.system
+    }
+
+    /// What has been measured since the start; lives on as it grows.
+    pub fn measures(&self) -> &Measures {
+        &self.measures
+    }
+
+    /// How things stand, in numbers.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn tally(&self) -> Result<Tally, ApiError> {
+        self.question(Engine::tally).await
     }
 
     /// How often a node has to say something.

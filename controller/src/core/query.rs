@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use pool::{
-    access::Access,
     alloc::Topology,
     disk::{DiskState, Health, NODE_KEY},
     ids::{NodeName, VolumeId},
@@ -15,6 +14,7 @@ use pool::{
 use super::{
     engine::Engine,
     grow::{Kind, placement},
+    measures::phase,
     volume::Volume,
 };
 use crate::api::{
@@ -200,13 +200,6 @@ fn node_row(name: &NodeName, n: &super::nodes::Node) -> NodeRow {
 
 fn volume_row(v: &Volume) -> VolumeRow {
     let r = &v.record;
-    let phase = match &r.access.access {
-        Access::Detached => "Detached",
-        Access::Granting { .. } => "Granting",
-        Access::Attached { .. } => "Attached",
-        Access::Guarded { .. } => "Guarded",
-        Access::CuttingOver { .. } => "CuttingOver",
-    };
     let segments = r
         .map
         .0
@@ -216,7 +209,7 @@ fn volume_row(v: &Volume) -> VolumeRow {
         volume: r.id,
         name: r.name.clone(),
         size: r.size(),
-        phase: phase.to_owned(),
+        phase: phase(&r.access.access).to_owned(),
         holders: r.access.holders(),
         leaving: r.access.leaving.keys().cloned().collect(),
         epoch: r.access.epoch,

@@ -119,6 +119,8 @@ pub(super) struct Live {
     pub(super) leaving: BTreeMap<NodeName, Duration>,
     /// Wipes reported done, with why others do not go on.
     pub(super) wiped: BTreeSet<(DiskId, u64)>,
+    /// Since when it is being cut over, if this controller has seen the beginning.
+    pub(super) cut_over_since: Option<Duration>,
     /// Nodes that are listed as having to do with it.
     pub(super) nodes: BTreeSet<NodeName>,
     /// Goals that stand.

@@ -250,6 +250,38 @@ async fn a_migration_is_committed_by_the_first_write() {
     .await;
     assert!(row.history.iter().any(|h| h.contains("migrated n1 -> n2")), "{:?}", row.history);
     rig.detach(v.id, 0).await.unwrap();
+    let measured = measured(&rig.core);
+    assert!(measured.contains("weir_cutover_seconds_count 1\n"), "{measured}");
+    assert!(measured.contains("weir_volume_steps_total{step=\"commit\"} 1\n"), "{measured}");
+    rig.end().await;
+}
+
+/// What the core has counted, as a scraper sees it.
+fn measured(core: &Handle) -> String {
+    let mut registry = observe::prometheus::registry::Registry::default();
+    core.measures().register(&mut registry);
+    let mut text = String::new();
+    observe::prometheus::encoding::text::encode(&mut text, &registry).unwrap();
+    text
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tally_says_who_lends_what_to_whom() {
+    let rig = Rig::new(&[10, 10, 10]).await;
+    let v = rig.create("v", 15, Some("n1")).await;
+    let idle = rig.core.tally().await.unwrap();
+    assert_eq!((idle.nodes, idle.volumes["Detached"]), ((3, 0), 1));
+    assert!(idle.loans.is_empty(), "{:?}", idle.loans);
+    rig.attach(v.id, 0, &RWO).await.unwrap();
+    let t = rig.core.tally().await.unwrap();
+    assert_eq!(t.volumes["Attached"], 1);
+    assert_eq!(t.loans.values().map(|b| b.get()).sum::<u64>(), extents(5).get());
+    assert!(t.loans.keys().all(|(lender, borrower)| *borrower == rig.name(0) && lender != borrower));
+    let room = t.pools.values().next().unwrap();
+    assert_eq!((room.size, room.free, room.unwiped), (extents(30), extents(15), extents(0)));
+    rig.detach(v.id, 0).await.unwrap();
+    rig.core.delete_volume(v.id).await.unwrap();
+    rig.free(30).await;
     rig.end().await;
 }
 

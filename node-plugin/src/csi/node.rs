@@ -1,6 +1,6 @@
 //! The Node service: reads requests, takes the volume's lock, calls the operation, turns errors into statuses.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{collections::HashMap, sync::Arc};
 
 use csi_proto::csi::{
     NodeExpandVolumeRequest, NodeExpandVolumeResponse, NodeGetCapabilitiesRequest,
@@ -10,9 +10,8 @@ use csi_proto::csi::{
     NodeUnstageVolumeRequest, NodeUnstageVolumeResponse, Topology, node_server::Node,
     node_service_capability as cap,
 };
-use observe::Operations;
 use pool::ids::{NodeName, VolumeId};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
 use super::{
@@ -44,7 +43,6 @@ pub struct NodeService {
     pub(super) faults: Faults,
     locks: Locks,
     settings: Arc<NodeSettings>,
-    operations: Operations,
 }
 
 impl NodeService {
@@ -54,10 +52,8 @@ impl NodeService {
         volumes: Arc<dyn Volumes>,
         tools: Arc<dyn Tools>,
         faults: Faults,
-        operations: Operations,
     ) -> Self {
         Self {
-            operations,
             volumes,
             tools,
             work: Work::new(),
@@ -75,21 +71,15 @@ impl NodeService {
         run: impl FnOnce(Lock) -> F,
     ) -> Result<Response<T>, Status> {
         let span = tracing::info_span!("csi", op, %volume, k8s_node = %self.settings.node);
-        let begun = Instant::now();
+        let lock = self.locks.take(volume, op).map_err(|e| e.status())?;
         async {
-            let out = match self.locks.take(volume, op) {
-                Ok(lock) => run(lock).await,
-                Err(e) => Err(e),
-            };
-            let code = out.as_ref().map_or_else(CsiError::code, |_| Code::Ok);
-            self.operations.record(op, &format!("{code:?}"), begun.elapsed());
-            match out {
+            match run(lock).await {
                 Ok(answer) => {
                     tracing::debug!("done");
                     Ok(Response::new(answer))
                 }
                 Err(e) => {
-                    tracing::warn!(?code, "{e}");
+                    tracing::warn!(code = ?e.code(), "{e}");
                     Err(e.status())
                 }
             }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use csi_proto::csi::{identity_server::IdentityServer, node_server::NodeServer};
+use observe::Operations;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 
@@ -65,9 +66,11 @@ pub async fn serve(
     path: &Path,
     identity: IdentityService,
     node: NodeService,
+    operations: Operations,
     stop: impl Future<Output = ()>,
 ) -> Result<(), SocketError> {
     tonic::transport::Server::builder()
+        .layer(operations)
         .add_service(IdentityServer::new(identity))
         .add_service(NodeServer::new(node))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)

@@ -80,13 +80,7 @@ impl Fake {
     fn service(&self, faults: Faults) -> NodeService {
         let settings =
             NodeSettings { node: "n1".parse().unwrap(), topology: Default::default(), max_volumes: 300 };
-        NodeService::new(
-            settings,
-            Arc::new(self.clone()),
-            Arc::new(self.clone()),
-            faults,
-            observe::Operations::default(),
-        )
+        NodeService::new(settings, Arc::new(self.clone()), Arc::new(self.clone()), faults)
     }
 }
 

@@ -1,0 +1,132 @@
+//! What the core counts as it goes, and how things stand when somebody asks.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use observe::prometheus::{
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::{Registry, Unit},
+};
+use pool::{
+    access::Access,
+    ids::{NodeName, PoolName},
+    record::Lifecycle,
+    units::{Bytes, Extents},
+};
+
+use super::engine::Engine;
+use crate::fault::Cause;
+
+/// Bounds in seconds of the time that a cut-over takes at the controller: a held write waits a little longer.
+const CUT_OVER: [f64; 11] = [0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 2.0, 30.0];
+
+/// Counted since the controller started. Clones count together.
+#[derive(Clone, Debug)]
+pub struct Measures {
+    steps: Family<[(&'static str, &'static str); 1], Counter>,
+    cut_overs: Histogram,
+}
+
+impl Default for Measures {
+    fn default() -> Self {
+        Self { steps: Family::default(), cut_overs: Histogram::new(CUT_OVER) }
+    }
+}
+
+impl Measures {
+    /// A change of a volume's record is durable. `since`: the volume's note of when its cut-over began.
+    pub(super) fn recorded(&self, cause: Cause, now: Duration, since: &mut Option<Duration>) {
+        self.steps.get_or_create(&[("step", cause.as_str())]).inc();
+        match cause {
+            Cause::CutOver => *since = Some(now),
+            Cause::Commit => {
+                if let Some(begun) = since.take() {
+                    self.cut_overs.observe(now.saturating_sub(begun).as_secs_f64());
+                }
+            }
+            Cause::Abort => *since = None,
+            _ => {}
+        }
+    }
+
+    /// Makes them part of what is told.
+    pub fn register(&self, registry: &mut Registry) {
+        let help = "Changes of volumes' records, by what they are part of: evict is a fence of a dead holder";
+        registry.register("weir_volume_steps", help, self.steps.clone());
+        let help = "From the record that begins a cut-over to the one that ends it";
+        registry.register_with_unit("weir_cutover", help, Unit::Seconds, self.cut_overs.clone());
+    }
+}
+
+/// Room in a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Of all its disks that serve.
+    pub size: Bytes,
+    /// Of it, what volumes can be made of.
+    pub free: Bytes,
+    /// Of it, what waits to be wiped.
+    pub unwiped: Bytes,
+}
+
+/// How things stand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Room by pool.
+    pub pools: BTreeMap<PoolName, Room>,
+    /// Disks by state.
+    pub disks: BTreeMap<String, u64>,
+    /// Nodes that are alive, and that are not.
+    pub nodes: (u64, u64),
+    /// Volumes by phase.
+    pub volumes: BTreeMap<&'static str, u64>,
+    /// Bytes that a node (the first) lends to another.
+    pub loans: BTreeMap<(NodeName, NodeName), Bytes>,
+}
+
+impl Engine {
+    pub(super) fn tally(&self) -> Tally {
+        let mut t = Tally::default();
+        for n in self.nodes.values() {
+            *if n.alive { &mut t.nodes.0 } else { &mut t.nodes.1 } += 1;
+        }
+        for s in self.disks.values().filter(|s| s.is_stored()) {
+            let d = &s.record.disk;
+            *t.disks.entry(d.state.to_string()).or_default() += 1;
+            let bytes = |n: Extents| d.extent_size.checked_bytes_of(n).unwrap_or_default();
+            let room = t.pools.entry(d.pool.clone()).or_default();
+            if let Some(u) = self.pool.usage(d.id) {
+                room.size = room.size.plus(bytes(d.extents));
+                room.free = room.free.plus(bytes(u.free));
+                room.unwiped = room.unwiped.plus(bytes(u.set_aside));
+            }
+        }
+        for v in self.volumes.values().filter(|v| v.version.is_some()) {
+            let phase = match v.record.lifecycle {
+                Lifecycle::Deleting => "Deleting",
+                Lifecycle::Active => phase(&v.record.access.access),
+            };
+            *t.volumes.entry(phase).or_default() += 1;
+            for borrower in v.record.access.holders() {
+                for run in v.record.map.runs() {
+                    let Some(d) = self.disks.get(&run.disk).map(|s| &s.record.disk) else { continue };
+                    if d.node != borrower {
+                        let lent = t.loans.entry((d.node.clone(), borrower.clone())).or_default();
+                        *lent = lent.plus(d.extent_size.checked_bytes_of(run.count).unwrap_or_default());
+                    }
+                }
+            }
+        }
+        t
+    }
+}
+
+/// What an access is called.
+pub(super) fn phase(access: &Access) -> &'static str {
+    match access {
+        Access::Detached => "Detached",
+        Access::Granting { .. } => "Granting",
+        Access::Attached { .. } => "Attached",
+        Access::Guarded { .. } => "Guarded",
+        Access::CuttingOver { .. } => "CuttingOver",
+    }
+}
