@@ -74,6 +74,13 @@ pub(super) fn write_block(device: &str, block: u64, text: &str) -> String {
     )
 }
 
+/// How many writes a device has completed.
+fn writes(c: &Cluster, n: u8, device: &str) -> Result<u64> {
+    let stat = "/sys/dev/block/$(($1)):$(($2))/stat";
+    let script = format!("set -- $(stat -L -c '0x%t 0x%T' {device}); set -- $(cat {stat}); echo $5");
+    Ok(c.node(n).run_ok(&script)?.trim().parse()?)
+}
+
 /// Reads what [`write_block`] wrote.
 pub(super) fn read_block(c: &Cluster, n: u8, device: &str, block: u64) -> Result<String> {
     let text =
@@ -121,9 +128,14 @@ fn abort(c: &Cluster) -> Result<()> {
 
 fn conflict(c: &Cluster) -> Result<()> {
     let (id, source, target) = set_up(c, "conflict")?;
-    let writer = format!("while :; do {}; done", write_block(&source, BLOCK, "source"));
-    let running =
-        c.node(1).spawn("conflict-writer", &format!("sh -c \"{}\"", writer.replace('"', "\\\"")))?;
+    // One process that writes without a pause: between those of a shell's loop a source looks quiet.
+    let writer = format!(
+        "dd if=/dev/zero of={source} bs=4096 seek={} count=200000 oflag=direct conv=notrunc status=none",
+        BLOCK + 1
+    );
+    let before = writes(c, 1, &source)?;
+    let running = c.node(1).spawn("conflict-writer", &writer)?;
+    wait::until("the source to write", PATIENCE, || Ok((writes(c, 1, &source)? > before).then_some(())))?;
     let first = c.node(2).exec(&write_block(&target, BLOCK, "target"))?;
     ensure!(!first.ok(), "the target's write went through beside a writing source");
     let ended = c.node(1).ended(&running)?;
