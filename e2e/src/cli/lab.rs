@@ -177,7 +177,7 @@ fn down(name: &str, all: bool) -> Result<()> {
 fn status() -> Result<()> {
     let names = Lab::all()?;
     if names.is_empty() {
-        println!("there is no lab in {}: `lab up`", crate::lab::state::root().display());
+        println!("there is no lab in {}: `./dev lab up` makes one", crate::lab::state::root().display());
     }
     names.iter().try_for_each(|name| print_status(&Lab::open(name)?))
 }

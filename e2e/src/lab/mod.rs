@@ -271,7 +271,7 @@ impl Lab {
     pub fn open(name: &str) -> Result<Lab> {
         let dir = state::dir(name)?;
         let config = state::load(&dir.join("lab.json"))?
-            .with_context(|| format!("there is no lab {name}: `lab up`"))?;
+            .with_context(|| format!("there is no lab {name}: `./dev lab --name {name} up` makes one"))?;
         Ok(Lab::new(config, dir, cache::kernel()?))
     }
 
