@@ -16,6 +16,7 @@ pub(crate) const MEANS: usize = 14;
 pub(crate) const PEAKS: usize = 10;
 
 const DAY: usize = 24;
+const DAYS: usize = WEEK / DAY;
 
 /// One closed hour of a series.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -45,9 +46,15 @@ fn ago(values: &[f64], hours: usize) -> Option<f64> {
     values.len().checked_sub(1 + hours).map(|i| values[i])
 }
 
-/// The values at the hour that comes `ahead` hours after the newest, on each of the `days` days before: newest first.
-fn same_hour(values: &[f64], ahead: usize, days: usize) -> impl Iterator<Item = f64> {
-    (1..=days).filter_map(move |day| ago(values, DAY * day - ahead))
+/// The values at the hour that comes `ahead` hours after the newest, on each of the last 7 days, newest first, and how
+/// many of those days are kept.
+fn same_hour(values: &[f64], ahead: usize) -> ([f64; DAYS], usize) {
+    let (mut found, mut count) = ([0.0; DAYS], 0);
+    for (slot, day) in found.iter_mut().zip(1..) {
+        let Some(value) = ago(values, DAY * day - ahead) else { break };
+        (*slot, count) = (value, count + 1);
+    }
+    (found, count)
 }
 
 /// What cannot be read off the last week: exponentially smoothed levels.
@@ -100,38 +107,45 @@ impl Smooth {
     }
 }
 
-/// What each expert says of the mean over the next `horizon` hours.
-pub(crate) fn means(past: &Past<'_>, smooth: &Smooth, horizon: usize) -> [f64; MEANS] {
-    let mut sums = [0.0; MEANS];
+/// What each expert says of the mean over each of the horizons, which go up.
+pub(crate) fn means<const N: usize>(
+    past: &Past<'_>,
+    smooth: &Smooth,
+    horizons: [u32; N],
+) -> [[f64; MEANS]; N] {
     let last = ago(past.means, 0).unwrap_or(0.0);
     let usual_now = usual(past.means, 0).unwrap_or(last);
     let (mut fade_fast, mut fade_slow) = (1.0, 1.0);
-    for ahead in 1..=horizon {
-        fade_fast *= 0.5;
-        fade_slow *= 0.8;
-        let hour = one_hour(past, smooth, ahead, [fade_fast, fade_slow].map(|f| f * (last - usual_now)));
-        for (sum, value) in sums.iter_mut().zip(hour) {
-            *sum += value;
+    let (mut sums, mut ahead) = ([0.0; MEANS], 0);
+    horizons.map(|horizon| {
+        while ahead < horizon as usize {
+            ahead += 1;
+            fade_fast *= 0.5;
+            fade_slow *= 0.8;
+            let above = [fade_fast, fade_slow].map(|fade| fade * (last - usual_now));
+            let hour = one_hour(past, smooth, ahead, above);
+            sums.iter_mut().zip(hour).for_each(|(sum, value)| *sum += value);
         }
-    }
-    sums.map(|sum| sum / whole(horizon.max(1)))
+        sums.map(|sum| sum / whole(ahead.max(1)))
+    })
 }
 
 /// The median of the same hour on the last 7 days.
 fn usual(values: &[f64], ahead: usize) -> Option<f64> {
     // The newest hour itself is "0 ahead": it is compared with the days before it.
-    let mut days: Vec<f64> = same_hour(values, ahead, 7).collect();
-    (!days.is_empty()).then(|| median(&mut days))
+    let (mut days, count) = same_hour(values, ahead);
+    (count > 0).then(|| median(&mut days[..count]))
 }
 
 fn one_hour(past: &Past<'_>, smooth: &Smooth, ahead: usize, above: [f64; 2]) -> [f64; MEANS] {
     let last = ago(past.means, 0).unwrap_or(0.0);
     let [fast, middle, slow] = smooth.level;
-    let mut days: Vec<f64> = same_hour(past.means, ahead, 7).collect();
+    let (mut days, count) = same_hour(past.means, ahead);
+    let days = &mut days[..count];
     let yesterday = days.first().copied().unwrap_or(middle);
     let before = days.get(1).copied().unwrap_or(yesterday);
     let week = days.get(6).copied().unwrap_or(yesterday);
-    let usual = if days.is_empty() { middle } else { median(&mut days) };
+    let usual = if days.is_empty() { middle } else { median(days) };
     let low = days.get(2.min(days.len().saturating_sub(1))).copied().unwrap_or(usual);
     [
         last,

@@ -127,6 +127,15 @@ impl Forecaster {
         self.newest
     }
 
+    /// A forecaster made of a history alone, for what is asked for rarely: a volume's history is a tenth of the state
+    /// kept here, and reading it again takes milliseconds. The class is read, not changed.
+    #[must_use]
+    pub fn replayed(series: &Series, class: &ClassScores, wanted: f64) -> Self {
+        let mut this = Self::new(wanted);
+        this.catch_up(series, &mut class.clone());
+        this
+    }
+
     /// Takes every closed hour of a history that it has not taken yet.
     pub fn catch_up(&mut self, series: &Series, class: &mut ClassScores) {
         for number in series.kept(Resolution::Hour) {
@@ -158,9 +167,9 @@ impl Forecaster {
         let late = Packed::new(or_zero(hour.late)).or_zero();
         let past = Past { means: &means, peaks: &peaks, late, number: hour.number };
         self.smooth.learn(&past);
-        for lane in 0..HORIZONS_H.len() {
+        for (lane, said) in experts::means(&past, &self.smooth, HORIZONS_H).into_iter().enumerate() {
             self.score(lane, &past, class);
-            self.decide(lane, &past, class);
+            self.decide(lane, said, &past, class);
         }
     }
 
@@ -225,10 +234,9 @@ impl Forecaster {
         }
     }
 
-    fn decide(&mut self, index: usize, past: &Past<'_>, class: &ClassScores) {
+    fn decide(&mut self, index: usize, said: [f64; MEANS], past: &Past<'_>, class: &ClassScores) {
         let horizon = usize::try_from(HORIZONS_H[index]).unwrap_or(1);
         let lane = &mut self.lanes[index];
-        let said = experts::means(past, &self.smooth, horizon);
         let mean = consensus(&said, &lane.errors_at(past.number));
         let peaks = experts::peaks(past, horizon);
         let expected = blend(&peaks, &lane.peak_skill.mean_errors(), 3);
