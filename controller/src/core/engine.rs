@@ -286,7 +286,7 @@ impl Engine {
             self.names.remove(&v.record.name);
         }
         for q in v.queue {
-            q.request.fail(ApiError::NoVolume(id.to_string()));
+            q.request.gone(id);
         }
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use pool::{
     access::{Access, Confirmations, Gone, Mode, Place},
     goals::ExportState,
-    ids::{DiskId, NodeName},
+    ids::{DiskId, NodeName, VolumeId},
     record::VolumeRecord,
     units::Bytes,
     volume::Run,
@@ -48,6 +48,16 @@ impl Request {
             Request::Detach { reply, .. } => reply.is_closed(),
             Request::Delete { reply } => reply.is_closed(),
             Request::Expand { reply, .. } => reply.is_closed(),
+        }
+    }
+
+    /// Answers that the volume is not there any more, which is what some have asked for.
+    pub(super) fn gone(self, id: VolumeId) {
+        match self {
+            Request::Detach { reply, .. } | Request::Delete { reply } => answer(reply, Ok(())),
+            Request::Attach { .. } | Request::Expand { .. } => {
+                self.fail(ApiError::NoVolume(id.to_string()));
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use controller::{
         seen::{Attachment, Content},
     },
     fault::Fault,
-    store::Store,
+    store::{Store, embedded::Embedded},
 };
 use pool::{
     access::Mode,
@@ -72,8 +72,12 @@ impl Rig {
     }
 
     async fn with(config: CoreConfig, sizes: &[u64]) -> Self {
+        Self::over(config, Arc::new(Memory::default()), sizes).await
+    }
+
+    async fn over(config: CoreConfig, store: Arc<dyn Store>, sizes: &[u64]) -> Self {
         let world = World::default();
-        let (core, task) = start(config, Arc::new(Memory::default())).await;
+        let (core, task) = start(config, store).await;
         let node = |(i, n): (usize, &u64)| Node::new(&world, &format!("n{}", i + 1), &[*n]);
         let nodes: Vec<Node> = sizes.iter().enumerate().map(node).collect();
         for n in &nodes {
@@ -166,6 +170,26 @@ async fn a_volume_lives_and_dies_and_leaves_nothing() {
     rig.free(40).await;
     assert_eq!(rig.world.dirty(), 0, "what was written was wiped");
     assert!(rig.row(v.id).await.is_none());
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_again_is_fine_at_every_moment() {
+    // A store whose writes take their time, so that requests meet a write that is under way.
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(&dir.path().join("weir.redb")).unwrap();
+    let rig = Rig::over(quick(), Arc::new(store), &[20]).await;
+    for round in 0..30 {
+        let v = rig.create(&format!("v{round}"), 2, None).await;
+        let until_gone = || async {
+            while rig.row(v.id).await.is_some() {
+                rig.core.delete_volume(v.id).await.unwrap();
+            }
+            rig.core.delete_volume(v.id).await.unwrap();
+        };
+        futures::join!(until_gone(), until_gone(), until_gone(), until_gone());
+    }
+    rig.free(20).await;
     rig.end().await;
 }
 
