@@ -89,6 +89,7 @@ fn a_constant_stays_one() {
         assert!((1000.0..1050.0).contains(&said.peak_bound), "{said:?}");
         assert_eq!(said.confidence, 1.0);
     }
+    assert!(forecaster.encode().len() < 7500, "{} bytes", forecaster.encode().len());
 }
 
 #[test]

@@ -9,8 +9,11 @@ use super::Layout;
 use crate::cluster::{Cluster, Loads};
 use crate::evaluate::WANTED_VIOLATIONS;
 
-/// A stripe's width is its volume's peak (99.5 %) by this share of a disk's cap.
-const STRIPE_SHARE: f64 = 0.25;
+/// A stripe has as many columns as its volume's peak (99.5 %) has parts of this share of a disk's cap.
+const STRIPE_SHARE: f64 = 0.15;
+/// So many columns lie beside the VM. One is what the reference has; with three (0.45 of the cap, where extents may come
+/// home to) much more stays local and hardly more is overloaded: a VM's own disk is where it does least harm.
+const HOME_COLUMNS: usize = 3;
 /// The quantile that is a volume's peak.
 const PEAK: f64 = 0.995;
 /// Extents leave a node that is forecast to be above this share of its cap ...
@@ -174,20 +177,22 @@ impl<'a> Planner<'a> {
         let known = self.history();
         let width = |volume: usize| {
             let (_, peak) = known[volume];
-            ((peak / (STRIPE_SHARE * self.cluster.cap)).ceil() as usize).clamp(1, self.cluster.nodes)
+            ((peak / (STRIPE_SHARE * self.cluster.cap)).ceil() as usize)
+                .clamp(1, self.cluster.nodes - 1 + HOME_COLUMNS)
         };
         let mut order: Vec<usize> = (0..known.len()).collect();
-        order.sort_by_key(|volume| (width(*volume) > 1, std::cmp::Reverse(width(*volume))));
+        order.sort_by_key(|volume| (width(*volume) > HOME_COLUMNS, std::cmp::Reverse(width(*volume))));
         let widths: Vec<usize> = (0..known.len()).map(width).collect();
         let mut expected = Expected::new(known, self.cluster.nodes);
         for volume in order {
-            let mut nodes = vec![self.cluster.volumes[volume].home];
+            let home = self.cluster.volumes[volume].home;
+            let mut nodes = vec![home; HOME_COLUMNS.min(widths[volume])];
             while nodes.len() < widths[volume] {
                 let Some(next) = expected.quietest(layout, &nodes) else { break };
                 nodes.push(next);
             }
             let extents = layout.heat[volume].len();
-            if nodes.len() > 1 {
+            if nodes.len() > HOME_COLUMNS {
                 self.striped[volume] = true;
                 layout.heat[volume] = vec![1.0 / extents as f32; extents];
             }
