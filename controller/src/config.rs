@@ -4,21 +4,15 @@
 //! A field that is unknown or a value that cannot be is refused with file, line and what is allowed. Must not know:
 //! what the values are used for.
 
-mod quantity;
-
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
 
-use pool::{
-    ids::PoolName,
-    units::{Bytes, ExtentSize},
-};
+use api::StoragePoolSpec;
+use pool::ids::PoolName;
 use serde::Deserialize;
-
-pub use quantity::{BadQuantity, Quantity};
 
 /// Everything that the controller is told at start.
 #[derive(Clone, Debug, Deserialize)]
@@ -141,7 +135,7 @@ pub struct PoolResource {
     /// Its name.
     pub metadata: Metadata,
     /// What it is.
-    pub spec: PoolSpec,
+    pub spec: StoragePoolSpec,
 }
 
 /// The part of Kubernetes's object metadata that means something here.
@@ -150,107 +144,6 @@ pub struct PoolResource {
 pub struct Metadata {
     /// The pool's name.
     pub name: PoolName,
-}
-
-/// What belongs to a pool.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct PoolSpec {
-    /// Unit of allocation: a power of two from 4Mi to 1Gi.
-    #[serde(default)]
-    pub extent_size: ExtentSizeQuantity,
-    /// Only devices with this logical block size, in bytes.
-    #[serde(default)]
-    pub logical_block: Option<u32>,
-    /// Which nodes lend their disks: those that one selector fits; all when there is none.
-    #[serde(default)]
-    pub nodes: Vec<NodeSelector>,
-    /// Which of their devices belong to the pool: those that one selector fits.
-    pub devices: Vec<DeviceSelector>,
-    /// What becomes of the old contents of a disk that is claimed.
-    #[serde(default)]
-    pub fresh_disks: FreshDisks,
-    /// Lenders of a volume unless its class says otherwise: 1 to 64.
-    #[serde(default)]
-    pub max_lenders: Option<u32>,
-    /// Kept on each disk for consumers on its own node.
-    #[serde(default)]
-    pub reserve: Quantity,
-}
-
-/// An [`ExtentSize`] written as a quantity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize)]
-#[serde(try_from = "Quantity")]
-pub struct ExtentSizeQuantity(pub ExtentSize);
-
-impl TryFrom<Quantity> for ExtentSizeQuantity {
-    type Error = pool::units::BadExtentSize;
-
-    fn try_from(q: Quantity) -> Result<Self, Self::Error> {
-        ExtentSize::new(q.bytes().get()).map(Self)
-    }
-}
-
-/// Nodes by name or label. A node belongs when any name pattern matches and every label is there.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct NodeSelector {
-    /// Patterns with `*` and `?`; empty: every node.
-    #[serde(default)]
-    pub names: Vec<String>,
-    /// Topology labels with their values.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-}
-
-/// Devices by what they are. A device belongs when every criterion that is given holds.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct DeviceSelector {
-    /// Patterns for the path, `/dev/nvme*n1` say.
-    #[serde(default)]
-    pub paths: Vec<String>,
-    /// Patterns for the serial number.
-    #[serde(default)]
-    pub serials: Vec<String>,
-    /// Kinds of device.
-    #[serde(default)]
-    pub classes: BTreeSet<DeviceClass>,
-    /// At least so large.
-    #[serde(default)]
-    pub min_size: Quantity,
-}
-
-impl DeviceSelector {
-    fn says_nothing(&self) -> bool {
-        self.paths.is_empty()
-            && self.serials.is_empty()
-            && self.classes.is_empty()
-            && self.min_size.bytes() == Bytes::ZERO
-    }
-}
-
-/// A kind of device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DeviceClass {
-    /// Rotating.
-    Hdd,
-    /// Solid state behind SATA, SAS or virtio.
-    Ssd,
-    /// NVMe.
-    Nvme,
-}
-
-/// What becomes of the old contents of a disk that is claimed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FreshDisks {
-    /// Zeroed before a volume gets them, in the background.
-    #[default]
-    Wipe,
-    /// Known to be zero already: new drives, or drives that were erased.
-    Trust,
 }
 
 fn default_driver() -> String {
@@ -342,23 +235,13 @@ impl Config {
                 return Err((at("metadata.name"), format!("there are two pools named {}", p.metadata.name)));
             }
             for (field, got, want) in
-                [("apiVersion", &p.api_version, "weir.storage/v1alpha1"), ("kind", &p.kind, "StoragePool")]
+                [("apiVersion", &p.api_version, api::API_VERSION), ("kind", &p.kind, "StoragePool")]
             {
                 if let Some(g) = got.as_deref().filter(|g| *g != want) {
                     return Err((at(field), format!("{g:?}: {want} is expected")));
                 }
             }
-            if let Some(n) = p.spec.max_lenders.filter(|n| !(1..=64).contains(n)) {
-                return Err((at("spec.maxLenders"), format!("{n}: 1 to 64 are allowed")));
-            }
-            if let Some(b) = p.spec.logical_block.filter(|b| ![512, 4096].contains(b)) {
-                return Err((at("spec.logicalBlock"), format!("{b}: 512 and 4096 are allowed")));
-            }
-            if p.spec.devices.is_empty() || p.spec.devices.iter().any(DeviceSelector::says_nothing) {
-                let problem = "says nothing, and would take every blank device or none: give paths, serials, classes \
-                               or minSize";
-                return Err((at("spec.devices"), problem.to_owned()));
-            }
+            p.spec.check().map_err(|e| (at(e.field), e.problem))?;
         }
         Ok(())
     }
@@ -366,6 +249,8 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use pool::units::Bytes;
+
     use super::*;
 
     const GOOD: &str = "

@@ -2,12 +2,13 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
+use ::api::{DeviceClass, FreshDisks, StoragePoolSpec};
 use csi_proto::{
     admin::admin_server::AdminServer,
     csi::{controller_server::ControllerServer, identity_server::IdentityServer},
 };
 use observe::{Operations, Told};
-use pool::ids::NodeName;
+use pool::ids::{NodeName, PoolName};
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::watch,
@@ -26,7 +27,7 @@ use tower::layer::util::{Identity, Stack};
 use crate::{
     admin::AdminService,
     api::Api,
-    config::{Config, DeviceClass, Endpoint, FreshDisks},
+    config::{Config, Endpoint},
     core::{self, Core, CoreConfig, Handle},
     csi::{ControllerService, IdentityService},
     fault::Fault,
@@ -185,43 +186,40 @@ fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
 
 /// The core's view of the configuration.
 fn core_config(c: &Config) -> CoreConfig {
-    let pools = c.pools.iter().map(|p| {
-        let nodes = |n: &crate::config::NodeSelector| core::NodeSelector {
-            names: n.names.clone(),
-            labels: n.labels.clone(),
-        };
-        let devices = |d: &crate::config::DeviceSelector| core::DeviceSelector {
-            paths: d.paths.clone(),
-            serials: d.serials.clone(),
-            classes: d
-                .classes
-                .iter()
-                .map(|k| match k {
-                    DeviceClass::Hdd => pool::disk::DiskClass::Hdd,
-                    DeviceClass::Ssd => pool::disk::DiskClass::Ssd,
-                    DeviceClass::Nvme => pool::disk::DiskClass::Nvme,
-                })
-                .collect(),
-            min_size: Some(d.min_size.bytes()).filter(|b| !b.is_zero()),
-        };
-        core::PoolSpec {
-            extent_size: p.spec.extent_size.0,
-            logical_block: p.spec.logical_block,
-            nodes: p.spec.nodes.iter().map(nodes).collect(),
-            devices: p.spec.devices.iter().map(devices).collect(),
-            fresh_disks: match p.spec.fresh_disks {
-                FreshDisks::Wipe => core::FreshDisks::Wipe,
-                FreshDisks::Trust => core::FreshDisks::Trust,
-            },
-            max_lenders: p.spec.max_lenders,
-            reserve: p.spec.reserve.bytes(),
-            ..core::PoolSpec::new(p.metadata.name.clone())
-        }
-    });
     CoreConfig {
-        pools: pools.collect(),
+        pools: c.pools.iter().map(|p| core_pool(p.metadata.name.clone(), &p.spec)).collect(),
         lease: Duration::from_millis(c.lease.lease_ms.into()),
         heartbeat: Duration::from_millis(c.lease.heartbeat_ms.into()),
         ..CoreConfig::default()
+    }
+}
+
+/// The core's view of a pool.
+fn core_pool(name: PoolName, spec: &StoragePoolSpec) -> core::PoolSpec {
+    let nodes =
+        |n: &::api::NodeSelector| core::NodeSelector { names: n.names.clone(), labels: n.labels.clone() };
+    let class = |k: &DeviceClass| match k {
+        DeviceClass::Hdd => pool::disk::DiskClass::Hdd,
+        DeviceClass::Ssd => pool::disk::DiskClass::Ssd,
+        DeviceClass::Nvme => pool::disk::DiskClass::Nvme,
+    };
+    let devices = |d: &::api::DeviceSelector| core::DeviceSelector {
+        paths: d.paths.clone(),
+        serials: d.serials.clone(),
+        classes: d.classes.iter().map(class).collect(),
+        min_size: Some(d.min_size.bytes()).filter(|b| !b.is_zero()),
+    };
+    core::PoolSpec {
+        name,
+        extent_size: spec.extent_size.0,
+        logical_block: spec.logical_block,
+        nodes: spec.nodes.iter().map(nodes).collect(),
+        devices: spec.devices.iter().map(devices).collect(),
+        fresh_disks: match spec.fresh_disks {
+            FreshDisks::Wipe => core::FreshDisks::Wipe,
+            FreshDisks::Trust => core::FreshDisks::Trust,
+        },
+        max_lenders: spec.max_lenders,
+        reserve: spec.reserve.bytes(),
     }
 }

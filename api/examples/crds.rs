@@ -1,0 +1,13 @@
+//! Writes the definitions into the chart.
+
+use std::path::Path;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/weir/crds");
+    std::fs::create_dir_all(&dir)?;
+    for (name, text) in api::crds::files()? {
+        std::fs::write(dir.join(&name), text)?;
+        println!("{name}");
+    }
+    Ok(())
+}

@@ -1,0 +1,58 @@
+//! Schemas of values that the pure room spells: its enums, ids and names. Must not know: which fields use them.
+
+use pool::layout::{FsType, Locality, Provisioning, Sharing};
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+/// One of these words.
+macro_rules! words {
+    ($($f:ident = $list:expr;)+) => { $(
+        pub(crate) fn $f(_: &mut SchemaGenerator) -> Schema {
+            json_schema!({ "type": "string", "enum": $list })
+        }
+    )+ };
+}
+
+words! {
+    locality = Locality::SPELLINGS;
+    sharing = Sharing::SPELLINGS;
+    provisioning = Provisioning::SPELLINGS;
+    fs_type = FsType::SPELLINGS;
+    lifecycle = ["active", "deleting"];
+    disk_class = ["hdd", "ssd", "nvme"];
+    health = ["good", "suspect", "failing"];
+    last_seen = ["claimed", "serving", "draining"];
+    why_chosen = ["local", "lenderAlready", "mostRoom", "stripe", "wholeDisk"];
+    why_passed = ["notNeeded", "lessRoom", "full", "takesNothingNew", "otherBlockSize", "otherDomain"];
+}
+
+/// An id of a volume or a disk.
+pub(crate) fn id(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "pattern": "^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
+    })
+}
+
+/// Ids, each once.
+pub(crate) fn ids(g: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "x-kubernetes-list-type": "set", "maxItems": 4096, "items": id(g) })
+}
+
+/// The name of a pool or a node.
+pub(crate) fn name(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$" })
+}
+
+/// A number that uses all of 64 bits: as text, since JSON numbers of the API server have 63.
+pub(crate) fn hex64(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "pattern": "^[0-9a-f]{16}$" })
+}
+
+/// Bytes of an extent.
+pub(crate) fn extent_size(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "integer",
+        "format": "int64",
+        "enum": (22..=30).map(|n| 1_u64 << n).collect::<Vec<_>>(),
+    })
+}
