@@ -6,6 +6,7 @@
 //! even if the record is deleted and made again; terms only grow. Must not know: what a record means.
 
 pub mod embedded;
+pub mod kubernetes;
 
 use pool::{
     ids::Term,
@@ -86,6 +87,15 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// It was refused for good.
+    #[error("the store refuses to do this to {what}")]
+    Refused {
+        /// What it was to be done to.
+        what: String,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A record that is there makes no sense.
     #[error("record {key} in the store cannot be read")]
     Corrupt {
@@ -117,6 +127,7 @@ impl StoreError {
             StoreError::Conflict { .. }
             | StoreError::Locked { .. }
             | StoreError::Open { .. }
+            | StoreError::Refused { .. }
             | StoreError::Corrupt { .. } => Class::Permanent,
         }
     }

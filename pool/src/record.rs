@@ -302,6 +302,15 @@ pub enum Record {
 }
 
 impl Record {
+    /// Whether nodes may be told anything because of it as it stands.
+    pub fn has_goals(&self) -> bool {
+        match self {
+            Record::Volume(v) => !v.access.is_idle() || !v.retired.is_empty(),
+            Record::Disk(_) => true,
+            Record::Node(_) => false,
+        }
+    }
+
     /// What it is found under.
     pub fn key(&self) -> Key {
         match self {

@@ -23,7 +23,7 @@ use crate::{
 
 const VOLUMES: u64 = 10_000;
 
-fn disk() -> Record {
+pub(crate) fn disk() -> Record {
     Record::Disk(Box::new(DiskRecord {
         disk: Disk {
             id: DiskId::from_u128(1),
@@ -47,7 +47,7 @@ fn disk() -> Record {
     }))
 }
 
-fn volume(i: u64) -> Record {
+pub(crate) fn volume(i: u64) -> Record {
     let legs = vec![Leg { disk: DiskId::from_u128(1), first: Extents::new(2 * i) }];
     let mut v = VolumeRecord {
         id: VolumeId::from_u128(u128::from(i) + 1),

@@ -10,7 +10,7 @@ use pool::{
 
 use crate::stores::Memory;
 
-fn node(name: &str, port: u32) -> Record {
+pub(crate) fn node(name: &str, port: u32) -> Record {
     Record::Node(Box::new(NodeRecord {
         name: name.parse().unwrap(),
         domain: Domain::default(),
@@ -19,11 +19,11 @@ fn node(name: &str, port: u32) -> Record {
     }))
 }
 
-fn key(name: &str) -> Key {
+pub(crate) fn key(name: &str) -> Key {
     Key::Node(name.parse().unwrap())
 }
 
-async fn all(store: &dyn Store, max: usize) -> Vec<(Version, Record)> {
+pub(crate) async fn all(store: &dyn Store, max: usize) -> Vec<(Version, Record)> {
     let (mut out, mut after) = (vec![], None);
     loop {
         let page = store.load(after, max).await.unwrap();
@@ -36,12 +36,14 @@ async fn all(store: &dyn Store, max: usize) -> Vec<(Version, Record)> {
     }
 }
 
-fn is_conflict<T: std::fmt::Debug>(r: Result<T, StoreError>) -> bool {
+pub(crate) fn is_conflict<T: std::fmt::Debug>(r: Result<T, StoreError>) -> bool {
     matches!(r, Err(StoreError::Conflict { .. }))
 }
 
 /// What every store must do. `reopen` gives the same store again, as a new process would see it.
-async fn contract<F: Future<Output = Arc<dyn Store>>>(reopen: impl Fn(Option<Arc<dyn Store>>) -> F) {
+pub(crate) async fn contract<F: Future<Output = Arc<dyn Store>>>(
+    reopen: impl Fn(Option<Arc<dyn Store>>) -> F,
+) {
     let s = reopen(None).await;
     assert!(all(s.as_ref(), 10).await.is_empty());
     let (r1, r2) = (s.begin().await.unwrap(), s.begin().await.unwrap());

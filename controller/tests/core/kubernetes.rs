@@ -1,0 +1,295 @@
+//! The store in a cluster, against a real API server: the one of the kubeconfig in `WEIR_TEST_KUBECONFIG`, with the chart's
+//! CRDs. `./dev test kube/store` starts one and runs these.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use api::{LogicalVolume, NodeDisk, StorageNode};
+use controller::{
+    cluster,
+    store::{
+        Store, StoreError, Version,
+        kubernetes::{Kubernetes, LeaseConfig},
+    },
+};
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{
+    Api, Client, Config, ResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+    config::{KubeConfigOptions, Kubeconfig},
+};
+use pool::{
+    access::{Access, Mode},
+    record::{Key, Record, VolumeRecord},
+};
+use serde_json::json;
+
+use crate::{
+    scale::{disk, volume},
+    store::{all, contract, is_conflict},
+    world::until,
+};
+
+mod outage;
+
+const LEASES: &str = "default";
+
+fn kubeconfig() -> PathBuf {
+    std::env::var_os("WEIR_TEST_KUBECONFIG").expect("WEIR_TEST_KUBECONFIG names a kubeconfig").into()
+}
+
+async fn client() -> Client {
+    cluster::connect(Some(&kubeconfig())).await.unwrap()
+}
+
+/// A fast Lease of its own: seconds where Kubernetes takes tens of them.
+fn lease(name: &str, who: &str) -> LeaseConfig {
+    LeaseConfig {
+        duration: Duration::from_secs(2),
+        deadline: Duration::from_millis(1500),
+        retry: Duration::from_millis(200),
+        ..LeaseConfig::new(LEASES.into(), name.into(), format!("{who}-{}", uuid::Uuid::new_v4()))
+    }
+}
+
+async fn clear<K>(client: &Client)
+where
+    K: kube::Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned,
+{
+    let api: Api<K> = Api::all(client.clone());
+    for r in api.list(&ListParams::default()).await.unwrap() {
+        let name = r.name_any();
+        let bare = json!({ "metadata": { "finalizers": null } });
+        api.patch(&name, &PatchParams::default(), &Patch::Merge(&bare)).await.unwrap();
+        api.delete(&name, &DeleteParams::default()).await.unwrap();
+    }
+}
+
+/// No record, and no Lease of this name.
+async fn clean(name: &str) -> Client {
+    let client = client().await;
+    clear::<LogicalVolume>(&client).await;
+    clear::<NodeDisk>(&client).await;
+    clear::<StorageNode>(&client).await;
+    let leases: Api<Lease> = Api::namespaced(client.clone(), LEASES);
+    match leases.delete(name, &DeleteParams::default()).await {
+        Ok(_) => {}
+        Err(kube::Error::Api(s)) if s.code == 404 => {}
+        Err(e) => panic!("{e}"),
+    }
+    client
+}
+
+fn attached(i: u64) -> Record {
+    let Record::Volume(mut v) = volume(i) else { panic!("no volume") };
+    let mode = Mode { read_only: false, multi_node: false };
+    v.access.access = Access::Attached { holders: BTreeMap::from([("n1".parse().unwrap(), mode)]) };
+    Record::Volume(v)
+}
+
+fn changed(record: &Record, what: &str) -> Record {
+    let Record::Volume(v) = record else { panic!("no volume") };
+    let mut v: VolumeRecord = v.as_ref().clone();
+    v.note(1, what);
+    Record::Volume(Box::new(v))
+}
+
+/// One test at a time: they share the API server's resources.
+static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server"]
+async fn kubernetes_store_keeps_the_contract() {
+    let _one = ONE.lock().await;
+    let client = clean("contract").await;
+    contract(|old| {
+        let client = client.clone();
+        async move {
+            // Its Lease runs out by itself, as that of a process that was killed.
+            drop(old);
+            Arc::new(Kubernetes::new(client, lease("contract", "c"))) as Arc<dyn Store>
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server"]
+async fn a_deposed_controller_changes_nothing_that_its_successor_speaks_from() {
+    let _one = ONE.lock().await;
+    let client = clean("deposed").await;
+    // It believes in its reign for long, and never renews it: a process that was stopped and goes on later.
+    let long = LeaseConfig {
+        deadline: Duration::from_secs(600),
+        retry: Duration::from_secs(600),
+        ..lease("deposed", "old")
+    };
+    let old = Kubernetes::new(client.clone(), long);
+    let first = old.begin().await.unwrap();
+    let (idle, held) = (volume(1), attached(2));
+    let idle_at = old.put(None, idle.clone()).await.unwrap();
+    let held_at = old.put(None, held.clone()).await.unwrap();
+
+    let new = Kubernetes::new(client.clone(), lease("deposed", "new"));
+    let second = new.begin().await.unwrap();
+    assert!(second.term > first.term);
+    assert_eq!(second.system, first.system);
+    let seen = all(&new, 100).await;
+    let version = |r: &Record| seen.iter().find(|(_, s)| s == r).map(|(v, _)| *v).unwrap();
+    assert_ne!(version(&held), held_at, "what goals follow from is written again under the new term");
+    assert_eq!(version(&idle), idle_at, "what nobody is told of is left alone");
+
+    assert!(
+        is_conflict(old.put(Some(held_at), changed(&held, "late")).await),
+        "the successor speaks from it"
+    );
+    let late = old.put(Some(idle_at), changed(&idle, "late")).await;
+    assert!(late.is_ok(), "nobody speaks from it: {late:?}");
+    assert!(is_conflict(new.put(Some(idle_at), changed(&idle, "now")).await), "and the successor notices");
+
+    let made = old.put(None, volume(3)).await;
+    assert!(matches!(made, Err(StoreError::OutcomeUnknown { .. })), "{made:?}");
+    let volumes: Api<LogicalVolume> = Api::all(client.clone());
+    let Key::Volume(id) = volume(3).key() else { panic!("no volume") };
+    assert!(
+        volumes.get_opt(&id.to_string()).await.unwrap().is_none(),
+        "what was made too late is taken back"
+    );
+    assert!(old.deposed().await.contains("was taken by"));
+    let after = old.put(Some(held_at), held.clone()).await;
+    assert!(matches!(after, Err(StoreError::Latched(_))), "{after:?}");
+
+    // Even with the right version: the API server itself refuses an older term.
+    let Key::Volume(id) = held.key() else { panic!("no volume") };
+    let older = json!({ "spec": { "term": first.term.get() } });
+    let refused = volumes.patch(&id.to_string(), &PatchParams::default(), &Patch::Merge(&older)).await;
+    let Err(kube::Error::Api(s)) = refused else { panic!("an older term was accepted") };
+    assert!(s.code == 422 && s.message.contains("reign is over"), "{s:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server"]
+async fn what_people_do_beside_the_record_does_not_disturb_it() {
+    let _one = ONE.lock().await;
+    let client = clean("people").await;
+    let s = Kubernetes::new(client.clone(), lease("people", "p"));
+    s.begin().await.unwrap();
+    let record = attached(1);
+    let v1 = s.put(None, record.clone()).await.unwrap();
+    let volumes: Api<LogicalVolume> = Api::all(client.clone());
+    let Key::Volume(id) = record.key() else { panic!("no volume") };
+    let name = id.to_string();
+
+    let label = json!({ "metadata": { "labels": { "of": "a person" } }, "status": { "state": "attached" } });
+    volumes.patch(&name, &PatchParams::default(), &Patch::Merge(&label)).await.unwrap_err();
+    let label = json!({ "metadata": { "labels": { "of": "a-person" } } });
+    volumes.patch(&name, &PatchParams::default(), &Patch::Merge(&label)).await.unwrap();
+    let status = json!({ "status": { "state": "attached", "nodes": "n1" } });
+    volumes.patch_status(&name, &PatchParams::default(), &Patch::Merge(&status)).await.unwrap();
+    volumes.delete(&name, &DeleteParams::default()).await.unwrap();
+
+    let next = changed(&record, "after");
+    let v2 = s.put(Some(v1), next.clone()).await.unwrap();
+    let there = volumes.get(&name).await.unwrap();
+    assert_eq!(there.labels().get("of").map(String::as_str), Some("a-person"));
+    assert_eq!(there.status.and_then(|s| s.nodes).as_deref(), Some("n1"));
+    assert!(there.metadata.deletion_timestamp.is_some(), "somebody wanted it gone");
+    assert_eq!(all(&s, 10).await, [(v2, next)], "and it is a record for all that");
+
+    s.delete(v2, record.key()).await.unwrap();
+    assert!(volumes.get_opt(&name).await.unwrap().is_none());
+    assert!(all(&s, 10).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server"]
+async fn a_lease_that_was_deleted_is_made_again_beyond_every_term_on_record() {
+    let _one = ONE.lock().await;
+    let client = clean("again").await;
+    let leases: Api<Lease> = Api::namespaced(client.clone(), LEASES);
+    let s = Kubernetes::new(client.clone(), lease("again", "a"));
+    s.begin().await.unwrap();
+    let first = s.begin().await.unwrap();
+    s.put(None, disk()).await.unwrap();
+    leases.delete("again", &DeleteParams::default()).await.unwrap();
+    assert!(s.deposed().await.contains("deleted"));
+    let s = Kubernetes::new(client.clone(), lease("again", "b"));
+    let second = s.begin().await.unwrap();
+    assert!(second.term > first.term, "{second:?} after {first:?}");
+    assert_eq!(u64::try_from(transitions(&leases, "again").await).unwrap(), second.term.get());
+
+    s.release().await.unwrap();
+    let s = Kubernetes::new(client, lease("again", "c"));
+    let begun = std::time::Instant::now();
+    assert!(s.begin().await.unwrap().term > second.term);
+    assert!(begun.elapsed() < Duration::from_secs(1), "a Lease that was given up is free at once");
+}
+
+async fn transitions(leases: &Api<Lease>, name: &str) -> i32 {
+    leases.get(name).await.unwrap().spec.and_then(|s| s.lease_transitions).unwrap()
+}
+
+/// `WEIR_TEST_VOLUMES` says how many; 2,000 unless it does.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server"]
+async fn many_volumes_load_page_by_page() {
+    use futures::StreamExt;
+    let _one = ONE.lock().await;
+    let client = clean("many").await;
+    let count: u64 = std::env::var("WEIR_TEST_VOLUMES").map_or(2_000, |n| n.parse().unwrap());
+    let s = Kubernetes::new(client.clone(), lease("many", "m"));
+    s.begin().await.unwrap();
+    let begun = std::time::Instant::now();
+    let made: Vec<Version> = futures::stream::iter(0..count)
+        .map(|i| s.put(None, volume(i)))
+        .buffered(64)
+        .map(|r| r.unwrap())
+        .collect()
+        .await;
+    println!("{count} records made in {:?}", begun.elapsed());
+    s.release().await.unwrap();
+    drop(s);
+
+    let s = Kubernetes::new(client.clone(), lease("many", "n"));
+    s.begin().await.unwrap();
+    let (begun, mut after, mut loaded, mut longest) = (std::time::Instant::now(), None, 0, Duration::ZERO);
+    loop {
+        let page_begun = std::time::Instant::now();
+        let page = s.load(after, 4096).await.unwrap();
+        longest = longest.max(page_begun.elapsed());
+        loaded += page.records.len();
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    println!("{loaded} records loaded in {:?}, the longest page took {longest:?}", begun.elapsed());
+    assert_eq!(loaded, made.len());
+    drop(s);
+    clear_fast(&client).await;
+}
+
+/// Many volumes are gone sooner by many hands.
+async fn clear_fast(client: &Client) {
+    use futures::StreamExt;
+    let api: Api<LogicalVolume> = Api::all(client.clone());
+    loop {
+        let page = api.list_metadata(&ListParams::default().limit(5000)).await.unwrap();
+        if page.items.is_empty() {
+            return;
+        }
+        let bare = json!({ "metadata": { "finalizers": null } });
+        futures::stream::iter(page.items)
+            .for_each_concurrent(64, |r| {
+                let (api, bare) = (api.clone(), bare.clone());
+                async move {
+                    let name = r.name_any();
+                    api.patch(&name, &PatchParams::default(), &Patch::Merge(&bare)).await.unwrap();
+                    api.delete(&name, &DeleteParams::default()).await.unwrap();
+                }
+            })
+            .await;
+    }
+}
