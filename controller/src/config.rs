@@ -25,6 +25,13 @@ pub struct Config {
     pub listen: Listen,
     /// Where it keeps its records.
     pub store: Store,
+    /// The way to the cluster, where the store or node tokens need one: a kubeconfig file. Without it the controller is
+    /// the service account of its pod.
+    #[serde(default)]
+    pub kubeconfig: Option<PathBuf>,
+    /// Believe service account tokens of the node plugin, beside certificates.
+    #[serde(default)]
+    pub node_tokens: Option<NodeTokens>,
     /// Identity towards nodes, and whom to believe. Without it sessions are plain, which is refused on any address
     /// but loopback unless `insecure` says so.
     #[serde(default)]
@@ -35,7 +42,8 @@ pub struct Config {
     /// When a node counts as dead.
     #[serde(default)]
     pub lease: Lease,
-    /// The pools.
+    /// The pools. In a cluster they are StoragePool resources, and none stand here.
+    #[serde(default)]
     pub pools: Vec<PoolResource>,
 }
 
@@ -85,12 +93,62 @@ impl TryFrom<String> for Endpoint {
     }
 }
 
-/// The embedded store.
-#[derive(Clone, Debug, Deserialize)]
+/// Where records are kept: `path` for the embedded store, `kubernetes` for the cluster's.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "StoreSection")]
+pub enum Store {
+    /// In a file; the directory must exist.
+    Embedded(PathBuf),
+    /// In custom resources.
+    Kubernetes(KubernetesStore),
+}
+
+/// The store in the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Store {
-    /// Its file; the directory must exist.
-    pub path: PathBuf,
+pub struct KubernetesStore {
+    /// The namespace of the Lease; the pod's own when left out.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// The Lease whose holder reigns.
+    #[serde(default = "default_lease")]
+    pub lease: String,
+    /// How long, in seconds, others leave a Lease alone that is not renewed: at least 5. The holder gives up after two
+    /// thirds of it.
+    #[serde(default = "default_lease_seconds")]
+    pub lease_seconds: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct StoreSection {
+    path: Option<PathBuf>,
+    kubernetes: Option<KubernetesStore>,
+}
+
+impl TryFrom<StoreSection> for Store {
+    type Error = &'static str;
+
+    fn try_from(s: StoreSection) -> Result<Self, Self::Error> {
+        match (s.path, s.kubernetes) {
+            (Some(path), None) => Ok(Store::Embedded(path)),
+            (None, Some(k)) => Ok(Store::Kubernetes(k)),
+            (None, None) | (Some(_), Some(_)) => Err(
+                "store is either path, for a file, or kubernetes, for the cluster's resources ({} will do)",
+            ),
+        }
+    }
+}
+
+/// Tokens of the node plugin, checked by the cluster's API server.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct NodeTokens {
+    /// The audience that they are made for.
+    #[serde(default = "default_audience")]
+    pub audience: String,
+    /// `namespace:name` of the node plugin's service account.
+    pub service_account: String,
 }
 
 /// TLS material, PEM files.
@@ -144,6 +202,18 @@ pub struct PoolResource {
 pub struct Metadata {
     /// The pool's name.
     pub name: PoolName,
+}
+
+fn default_lease() -> String {
+    "weir-controller".to_owned()
+}
+
+fn default_lease_seconds() -> u32 {
+    15
+}
+
+fn default_audience() -> String {
+    "weir".to_owned()
 }
 
 fn default_driver() -> String {
@@ -225,8 +295,29 @@ impl Config {
                 "leaseMs must be at least three times heartbeatMs, and both above 0".to_owned(),
             );
         }
-        if self.pools.is_empty() {
-            return bad("pools", "there must be at least one pool".to_owned());
+        if self.node_tokens.is_some() && self.tls.is_none() && !self.listen.nodes.ip().is_loopback() {
+            return bad("nodeTokens", "tokens must not cross a network in the clear: give tls".to_owned());
+        }
+        if let Some(t) = self.node_tokens.as_ref().filter(|t| t.service_account.split(':').count() != 2) {
+            return bad(
+                "nodeTokens.serviceAccount",
+                format!("{:?}: namespace:name is expected", t.service_account),
+            );
+        }
+        match &self.store {
+            Store::Embedded(_) if self.pools.is_empty() => {
+                return bad("pools", "there must be at least one pool".to_owned());
+            }
+            Store::Kubernetes(_) if !self.pools.is_empty() => {
+                return bad(
+                    "pools",
+                    "with store.kubernetes pools are StoragePool resources: kubectl apply them".to_owned(),
+                );
+            }
+            Store::Kubernetes(k) if k.lease_seconds < 5 => {
+                return bad("store.kubernetes.leaseSeconds", format!("{}: at least 5", k.lease_seconds));
+            }
+            Store::Embedded(_) | Store::Kubernetes(_) => {}
         }
         let mut seen = BTreeSet::new();
         for (i, p) in self.pools.iter().enumerate() {
@@ -280,6 +371,31 @@ pools:
         assert_eq!(p.spec.devices[0].min_size.bytes(), Bytes::gib(1));
         assert_eq!(c.lease.lease_ms, 5000);
         assert_eq!(c.driver_name, "csi.weir.storage");
+    }
+
+    #[test]
+    fn in_a_cluster_store_and_pools_are_resources() {
+        const CLUSTER: &str = "
+listen: {csi: 'unix:///run/weir/csi.sock', nodes: '127.0.0.1:9500'}
+store: {kubernetes: {}}
+nodeTokens: {serviceAccount: 'weir:weir-node'}
+";
+        let c = parse(CLUSTER).unwrap();
+        assert!(
+            matches!(&c.store, Store::Kubernetes(k) if k.lease == "weir-controller" && k.lease_seconds == 15)
+        );
+        assert_eq!(c.node_tokens.unwrap().audience, "weir");
+        for (from, to, says) in [
+            ("{kubernetes: {}}", "{}", "either path"),
+            ("{kubernetes: {}}", "{kubernetes: {}, path: /x}", "either path"),
+            ("{}", "{leaseSeconds: 2}", "at least 5"),
+            ("weir:weir-node", "weir-node", "namespace:name"),
+        ] {
+            let e = parse(&CLUSTER.replace(from, to)).unwrap_err();
+            assert!(e.contains(says), "{to}: {e}");
+        }
+        let pools = GOOD.replace("{path: /var/lib/weir/controller.redb}", "{kubernetes: {}}");
+        assert!(parse(&pools).unwrap_err().contains("StoragePool resources"));
     }
 
     #[test]

@@ -2,38 +2,39 @@
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
 
-use ::api::{DeviceClass, FreshDisks, StoragePoolSpec};
 use csi_proto::{
     admin::admin_server::AdminServer,
     csi::{controller_server::ControllerServer, identity_server::IdentityServer},
 };
+use kube::Client;
 use observe::{Operations, Told};
-use pool::ids::{NodeName, PoolName};
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::watch,
 };
 use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
-use tonic::{
-    Extensions, Status,
-    metadata::MetadataMap,
-    transport::{
-        Server,
-        server::{Router, TcpConnectInfo, TcpIncoming, TlsConnectInfo},
-    },
+use tonic::transport::{
+    Server,
+    server::{Router, TcpIncoming},
 };
 use tower::layer::util::{Identity, Stack};
 
 use crate::{
     admin::AdminService,
     api::Api,
-    config::{Config, Endpoint},
-    core::{self, Core, CoreConfig, Handle},
+    cluster,
+    config::{Config, Endpoint, KubernetesStore, NodeTokens, Store as StoreConfig},
+    core::{self, Core, CoreConfig, Handle, PoolSpec},
     csi::{ControllerService, IdentityService},
     fault::Fault,
-    metrics,
+    identity::{ByCertificate, ByToken, Expected},
+    metrics, pools,
     session::{self, Identify},
-    store::embedded::Embedded,
+    store::{
+        Store,
+        embedded::Embedded,
+        kubernetes::{Kubernetes, LeaseConfig},
+    },
     tls,
 };
 
@@ -64,22 +65,21 @@ pub enum ServeError {
     /// A TLS file.
     #[error(transparent)]
     Tls(#[from] tls::TlsError),
+    /// There is no way to the cluster.
+    #[error(transparent)]
+    Cluster(#[from] cluster::ConnectError),
+    /// The cluster's pools could not be read.
+    #[error("the cluster's StoragePools cannot be read (are the CRDs installed?): {0}")]
+    Pools(#[source] Box<kube::Error>),
+    /// Another controller may reign now.
+    #[error("the reign is over: {0}")]
+    Deposed(String),
 }
 
-/// Believes the certificate that a connection showed.
-struct ByCertificate;
-
-#[async_trait::async_trait]
-impl Identify for ByCertificate {
-    async fn node(&self, connection: &Extensions, _: &MetadataMap) -> Result<Option<NodeName>, Status> {
-        let certs = connection.get::<TlsConnectInfo<TcpConnectInfo>>().and_then(TlsConnectInfo::peer_certs);
-        match tls::peer_nodes(certs).into_iter().next() {
-            Some(n) => Ok(Some(n)),
-            None => Err(Status::unauthenticated(
-                "the certificate names no node: its common name must be the node's",
-            )),
-        }
-    }
+/// The way to the cluster, where one is needed.
+async fn client(config: &Config) -> Result<Option<Client>, ServeError> {
+    let needed = config.node_tokens.is_some() || matches!(config.store, StoreConfig::Kubernetes(_));
+    Ok(if needed { Some(cluster::connect(config.kubeconfig.as_deref()).await?) } else { None })
 }
 
 /// Runs a controller until `stop` says so or the core fails. Stopping it stops no I/O.
@@ -87,9 +87,89 @@ impl Identify for ByCertificate {
 /// # Errors
 /// See [`ServeError`].
 pub async fn run(config: Config, fault: Fault, mut stop: watch::Receiver<bool>) -> Result<(), ServeError> {
-    let store = Arc::new(Embedded::open(&config.store.path)?);
+    let client = client(&config).await?;
+    match (&config.store, client) {
+        (StoreConfig::Kubernetes(k), Some(client)) => {
+            let store = Arc::new(Kubernetes::new(client.clone(), lease(k, &client)));
+            let served = tokio::select! {
+                r = in_cluster(&config, &client, store.clone(), fault, stop.clone()) => r,
+                why = store.deposed() => Err(ServeError::Deposed(why)),
+                // While it stands by; later its reign ends by itself.
+                _ = stop.wait_for(|s| *s) => Ok(()),
+            };
+            if let Err(e) = store.release().await {
+                tracing::warn!(error = %e, "the Lease was not given up; it runs out by itself");
+            }
+            served
+        }
+        (StoreConfig::Embedded(path), client) => {
+            let store = Arc::new(Embedded::open(path)?);
+            let pools = config.pools.iter();
+            let pools = pools.map(|p| pools::core_pool(p.metadata.name.clone(), &p.spec)).collect();
+            reign(&config, pools, client, store, fault, stop).await
+        }
+        // `client` makes one whenever the store asks for it.
+        (StoreConfig::Kubernetes(_), None) => Ok(()),
+    }
+}
+
+/// Reigns over the cluster's pools for as long as they stay as they are; then a new start takes them up.
+async fn in_cluster(
+    config: &Config,
+    client: &Client,
+    store: Arc<Kubernetes>,
+    fault: Fault,
+    stop: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    let known = pools::in_cluster(client).await.map_err(|e| ServeError::Pools(Box::new(e)))?;
+    tokio::select! {
+        r = reign(config, known.clone(), Some(client.clone()), store, fault, stop) => r,
+        () = pools::changed(client, &known) => {
+            tracing::info!("the cluster's StoragePools have changed: ending, to start with them");
+            Ok(())
+        }
+    }
+}
+
+/// Which Lease, and who this is.
+fn lease(k: &KubernetesStore, client: &Client) -> LeaseConfig {
+    let namespace = k.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let identity = format!("{}-{}", host.trim(), uuid::Uuid::new_v4());
+    let duration = Duration::from_secs(k.lease_seconds.into());
+    LeaseConfig {
+        duration,
+        deadline: duration * 2 / 3,
+        retry: duration * 2 / 15,
+        ..LeaseConfig::new(namespace, k.lease.clone(), identity)
+    }
+}
+
+/// Who tells callers apart.
+fn identify(config: &Config, client: Option<Client>) -> Arc<dyn Identify> {
+    match (&config.node_tokens, client) {
+        (Some(NodeTokens { audience, service_account }), Some(client)) => {
+            let expected = Expected { audience: audience.clone(), service_account: service_account.clone() };
+            Arc::new(ByToken::new(client, expected))
+        }
+        _ if config.tls.is_some() => Arc::new(ByCertificate),
+        _ => Arc::new(session::Unproven),
+    }
+}
+
+/// Loads what is on record, decides and serves until a part of that fails or `stop` says so.
+async fn reign(
+    config: &Config,
+    pools: Vec<PoolSpec>,
+    client: Option<Client>,
+    store: Arc<dyn Store>,
+    fault: Fault,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    let identify = identify(config, client);
+    let (core, handle) = Core::start(core_config(config, pools), store, fault).await?;
+    // Not before: nodes that find nobody listening dial another controller.
     let nodes_listener = bind(&config.listen.nodes.to_string()).await?;
-    let (core, handle) = Core::start(core_config(&config), store, fault).await?;
     let api: Arc<dyn Api> = Arc::new(handle.clone());
 
     let operations = Operations::default();
@@ -114,16 +194,12 @@ pub async fn run(config: Config, fault: Fault, mut stop: watch::Receiver<bool>) 
         .add_service(IdentityServer::new(IdentityService::new(api.clone(), config.driver_name.clone())))
         .add_service(ControllerServer::new(ControllerService::new(api.clone())))
         .add_service(AdminServer::new(AdminService::new(api)));
-    let (identify, tls): (Arc<dyn Identify>, _) = match &config.tls {
-        Some(t) => (Arc::new(ByCertificate), Some(tls::server(t)?)),
-        None => (Arc::new(session::Unproven), None),
-    };
     let mut sessions = Server::builder()
         .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
         .http2_keepalive_timeout(Some(Duration::from_secs(10)));
-    if let Some(t) = tls {
-        sessions = sessions.tls_config(t)?;
+    if let Some(t) = &config.tls {
+        sessions = sessions.tls_config(tls::server(t, config.node_tokens.is_some())?)?;
     }
     let sessions = sessions.add_service(session::Service::new(handle, identify).into_server());
     let incoming = TcpIncoming::from(nodes_listener).with_nodelay(Some(true));
@@ -185,41 +261,11 @@ fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
 }
 
 /// The core's view of the configuration.
-fn core_config(c: &Config) -> CoreConfig {
+fn core_config(c: &Config, pools: Vec<PoolSpec>) -> CoreConfig {
     CoreConfig {
-        pools: c.pools.iter().map(|p| core_pool(p.metadata.name.clone(), &p.spec)).collect(),
+        pools,
         lease: Duration::from_millis(c.lease.lease_ms.into()),
         heartbeat: Duration::from_millis(c.lease.heartbeat_ms.into()),
         ..CoreConfig::default()
-    }
-}
-
-/// The core's view of a pool.
-fn core_pool(name: PoolName, spec: &StoragePoolSpec) -> core::PoolSpec {
-    let nodes =
-        |n: &::api::NodeSelector| core::NodeSelector { names: n.names.clone(), labels: n.labels.clone() };
-    let class = |k: &DeviceClass| match k {
-        DeviceClass::Hdd => pool::disk::DiskClass::Hdd,
-        DeviceClass::Ssd => pool::disk::DiskClass::Ssd,
-        DeviceClass::Nvme => pool::disk::DiskClass::Nvme,
-    };
-    let devices = |d: &::api::DeviceSelector| core::DeviceSelector {
-        paths: d.paths.clone(),
-        serials: d.serials.clone(),
-        classes: d.classes.iter().map(class).collect(),
-        min_size: Some(d.min_size.bytes()).filter(|b| !b.is_zero()),
-    };
-    core::PoolSpec {
-        name,
-        extent_size: spec.extent_size.0,
-        logical_block: spec.logical_block,
-        nodes: spec.nodes.iter().map(nodes).collect(),
-        devices: spec.devices.iter().map(devices).collect(),
-        fresh_disks: match spec.fresh_disks {
-            FreshDisks::Wipe => core::FreshDisks::Wipe,
-            FreshDisks::Trust => core::FreshDisks::Trust,
-        },
-        max_lenders: spec.max_lenders,
-        reserve: spec.reserve.bytes(),
     }
 }

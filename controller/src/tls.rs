@@ -20,14 +20,16 @@ pub struct TlsError {
     source: std::io::Error,
 }
 
-/// The server's configuration: clients must show a certificate of the CA.
+/// The server's configuration: clients must show a certificate of the CA, or may leave it out where `tokens` say who
+/// they are. A certificate that is shown must be of the CA either way.
 ///
 /// # Errors
 /// A file that cannot be read.
-pub fn server(t: &config::Tls) -> Result<ServerTlsConfig, TlsError> {
+pub fn server(t: &config::Tls, tokens: bool) -> Result<ServerTlsConfig, TlsError> {
     let read = |path: &PathBuf| fs::read(path).map_err(|source| TlsError { path: path.clone(), source });
     let identity = Identity::from_pem(read(&t.cert)?, read(&t.key)?);
-    Ok(ServerTlsConfig::new().identity(identity).client_ca_root(Certificate::from_pem(read(&t.ca)?)))
+    let ca = Certificate::from_pem(read(&t.ca)?);
+    Ok(ServerTlsConfig::new().identity(identity).client_ca_root(ca).client_auth_optional(tokens))
 }
 
 /// The nodes that a peer may speak for: the names in its certificate that are node names.

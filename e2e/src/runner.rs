@@ -47,9 +47,19 @@ const STEPS: [Step; 3] = [
     Step { name: "unit", about: "unit, property, simulation and contract tests", run: unit },
 ];
 
+/// Steps that only run when they are named: they need Go, and minutes for their first build.
+const NAMED_STEPS: [Step; 2] = [
+    Step { name: "kube/store", about: "the store and identities against a real API server", run: kube_store },
+    Step {
+        name: "kube/scale",
+        about: "100,000 volumes in a real API server, loaded page by page",
+        run: kube_scale,
+    },
+];
+
 /// Names and descriptions of all parts.
 pub fn list() -> Vec<(String, String)> {
-    let steps = STEPS.iter().map(|s| (s.name.to_owned(), s.about.to_owned()));
+    let steps = STEPS.iter().chain(&NAMED_STEPS).map(|s| (s.name.to_owned(), s.about.to_owned()));
     steps.chain(suite::cases().iter().map(|c| (c.name.to_owned(), c.about.to_owned()))).collect()
 }
 
@@ -66,7 +76,8 @@ pub fn run(names: &[String]) -> Result<Tally> {
     }
     let wanted = |name: &str| names.is_empty() || names.iter().any(|n| name.starts_with(n.as_str()));
     let mut tally = Tally::default();
-    for s in STEPS.iter().filter(|s| wanted(s.name)) {
+    let named_steps = NAMED_STEPS.iter().filter(|_| !names.is_empty());
+    for s in STEPS.iter().chain(named_steps).filter(|s| wanted(s.name)) {
         let start = Instant::now();
         println!("== {}: {}", s.name, s.about);
         let t = (s.run)().unwrap_or_else(|e| {
@@ -132,7 +143,32 @@ fn lint() -> Result<Tally> {
 }
 
 fn unit() -> Result<Tally> {
-    let mut child = cargo(&["test", "-q", "--workspace", "--no-fail-fast"])?;
+    cargo_tests(&["test", "-q", "--workspace", "--no-fail-fast"], &[])
+}
+
+/// The tests of the controller that are left out everywhere else, with an API server.
+fn kube_store() -> Result<Tally> {
+    kube_tests("kubernetes", &[])
+}
+
+fn kube_scale() -> Result<Tally> {
+    kube_tests("kubernetes::many_volumes", &[("WEIR_TEST_VOLUMES", "100000")])
+}
+
+fn kube_tests(filter: &str, env: &[(&str, &str)]) -> Result<Tally> {
+    suite::kube::with_api_server(|kubeconfig| {
+        let kubeconfig = kubeconfig.to_str().context("the kubeconfig's path")?;
+        let env: Vec<_> = env.iter().copied().chain([("WEIR_TEST_KUBECONFIG", kubeconfig)]).collect();
+        let args =
+            ["test", "-q", "-p", "controller", "--test", "core", filter, "--", "--ignored", "--nocapture"];
+        let tally = cargo_tests(&args, &env)?;
+        anyhow::ensure!(tally.passed + tally.failed > 0, "no test is named {filter}");
+        Ok(tally)
+    })
+}
+
+fn cargo_tests(args: &[&str], env: &[(&str, &str)]) -> Result<Tally> {
+    let mut child = cargo_with(args, env)?;
     let stdout = child.stdout.take().context("cargo's output")?;
     let mut tally = Tally::default();
     for line in BufReader::new(stdout).lines() {
@@ -166,9 +202,13 @@ fn parse_result(line: &str) -> Option<Tally> {
 }
 
 fn cargo(args: &[&str]) -> Result<std::process::Child> {
+    cargo_with(args, &[])
+}
+
+fn cargo_with(args: &[&str], env: &[(&str, &str)]) -> Result<std::process::Child> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace's folder")?;
     let mut c = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
-    c.args(args).current_dir(root).stdin(Stdio::null());
+    c.args(args).envs(env.iter().copied()).current_dir(root).stdin(Stdio::null());
     if args[0] == "test" {
         c.stdout(Stdio::piped());
     }

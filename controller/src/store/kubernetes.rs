@@ -45,6 +45,8 @@ use wire::{Failure, Wire};
 const STAMPS: usize = 32;
 /// How soon a request is made again whose outcome is not known, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// For how long a page of a list is asked for.
+const LIST: Duration = Duration::from_secs(60);
 /// The namespace whose UID names the cluster for good: it cannot be deleted.
 const SYSTEM_NAMESPACE: &str = "kube-system";
 
@@ -123,13 +125,25 @@ impl Kubernetes {
         self.lease.term().map_err(StoreError::Latched)
     }
 
+    /// A page of a list, asked for again while the API server is busy: it may be while it starts itself.
+    async fn list(&self, kind: Kind, token: Option<String>, max: usize) -> Result<wire::Listed, StoreError> {
+        let (mut pause, begun) = (Pause::new(), tokio::time::Instant::now());
+        loop {
+            match self.wire.list(kind, token.clone(), max).await {
+                Ok(page) => return Ok(page),
+                Err(e) if e.may_pass() && begun.elapsed() < LIST => pause.wait(&e, kind.plural()).await,
+                Err(e) => return Err(e.into_store(kind.plural())),
+            }
+        }
+    }
+
     /// The highest term that records bear.
     async fn highest_term(&self) -> Result<u64, StoreError> {
         let mut highest = 0;
         for kind in KINDS {
             let mut token = None;
             loop {
-                let page = self.wire.list(kind, token, 500).await.map_err(|e| e.into_store("a list"))?;
+                let page = self.list(kind, token, 500).await?;
                 for r in page.resources {
                     highest = highest.max(r.map_err(corrupt)?.term().get());
                 }
@@ -365,7 +379,7 @@ fn parse_token(after: Option<&str>) -> Result<(usize, Option<String>), StoreErro
 impl Store for Kubernetes {
     async fn load(&self, after: Option<String>, max: usize) -> Result<Page, StoreError> {
         let (at, token) = parse_token(after.as_deref())?;
-        let page = self.wire.list(KINDS[at], token, max).await.map_err(|e| e.into_store("a list"))?;
+        let page = self.list(KINDS[at], token, max).await?;
         let next = match page.next {
             Some(token) => Some(format!("{at}:{token}")),
             None if at + 1 < KINDS.len() => Some(format!("{}:", at + 1)),

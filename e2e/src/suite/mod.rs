@@ -5,6 +5,7 @@ mod crash;
 mod disks;
 mod errors;
 mod faults;
+pub mod kube;
 mod migrate;
 mod restart;
 mod sanity;
