@@ -67,6 +67,7 @@ async fn main() -> Fallible<()> {
         node,
         controllers: vec![controller.clone()],
         tls: None,
+        token: None,
         boot_id: std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().into(),
         storage,
         topology: BTreeMap::new(),

@@ -55,6 +55,7 @@ pub struct File {
 struct ControllerSection {
     endpoints: Vec<Endpoint>,
     tls: Option<Tls>,
+    token: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -63,16 +64,18 @@ struct CsiSection {
     endpoint: Option<SocketPath>,
 }
 
-/// Files of the mutual TLS between node and controller.
+/// Files of the TLS between node and controller: mutual where the node has a certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Tls {
     /// Certificates that the controller's is checked with, PEM.
     pub ca: PathBuf,
-    /// The node's certificate, PEM.
-    pub cert: PathBuf,
+    /// The node's certificate, PEM; left out where a token says who it is.
+    #[serde(default)]
+    pub cert: Option<PathBuf>,
     /// Its key, PEM.
-    pub key: PathBuf,
+    #[serde(default)]
+    pub key: Option<PathBuf>,
     /// Name that the controller's certificate must carry; the endpoint's host when left out.
     #[serde(default)]
     pub server_name: Option<String>,
@@ -130,6 +133,8 @@ pub struct Config {
     pub controllers: Vec<Endpoint>,
     /// TLS towards them.
     pub tls: Option<Tls>,
+    /// The file of the service account token that tells them who this node is.
+    pub token: Option<PathBuf>,
     /// The socket on which CSI is served.
     pub csi_socket: PathBuf,
     /// Where the plugin keeps what must outlive it.
@@ -259,6 +264,10 @@ impl File {
             let why = "at least one endpoint is needed, such as `http://10.0.0.1:9710`";
             return Err(("endpoints", why.to_owned()));
         }
+        let tls = self.controller.as_ref().and_then(|c| c.tls.as_ref());
+        if tls.is_some_and(|t| t.cert.is_some() != t.key.is_some()) {
+            return Err(("tls", "`cert` and `key` go together".to_owned()));
+        }
         if self.max_volumes == Some(0) {
             return Err(("maxVolumes", "a node that may hold no volume is of no use: 1 or more".to_owned()));
         }
@@ -302,10 +311,12 @@ impl Config {
         let mut topology: BTreeMap<String, String> =
             file.topology.iter().map(|(k, v)| (k.full(), v.clone())).collect();
         topology.insert(format!("{TOPOLOGY_PREFIX}node"), node.to_string());
+        let (tls, token) = file.controller.map_or((None, None), |c| (c.tls, c.token));
         Ok(Self {
             node,
             controllers,
-            tls: file.controller.and_then(|c| c.tls),
+            tls,
+            token,
             csi_socket: flags.csi_endpoint.clone().or(file.csi.endpoint).map_or_else(
                 || PathBuf::from(format!("/var/lib/kubelet/plugins/{driver_name}/csi.sock")),
                 SocketPath::into_path,

@@ -86,6 +86,7 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
         node: config.node.clone(),
         controllers: config.controllers.iter().map(|e| e.as_str().to_owned()).collect(),
         tls,
+        token: config.token.clone(),
         boot_id: read_boot_id()?,
         storage,
         topology: config.topology.clone(),
@@ -153,9 +154,10 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, ServeError> {
 }
 
 fn client_tls(t: &Tls) -> Result<ClientTlsConfig, ServeError> {
-    let identity = Identity::from_pem(read(&t.cert)?, read(&t.key)?);
-    let config =
-        ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&t.ca)?)).identity(identity);
+    let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&t.ca)?));
+    if let (Some(cert), Some(key)) = (&t.cert, &t.key) {
+        config = config.identity(Identity::from_pem(read(cert)?, read(key)?));
+    }
     Ok(match &t.server_name {
         Some(n) => config.domain_name(n),
         None => config,

@@ -50,6 +50,10 @@ fn what_is_wrong_is_told_with_its_place_and_what_is_allowed() {
         ("storage:\n  adress: 10.0.0.1\n", &["node.yaml:2:3", "adress", "`address`", "`cidr`"]),
         ("node: N_1\n", &["node.yaml:1", "N_1", "lower-case letters"]),
         ("controller:\n  endpoints: [ftp://x:1]\n", &["node.yaml:2", "ftp://x:1", "https://host:port"]),
+        (
+            "controller:\n  endpoints: ['https://x:1']\n  tls: {ca: /ca, cert: /c}\n",
+            &["node.yaml:3:3", "go together"],
+        ),
         ("controller:\n  endpoints: []\n", &["node.yaml:2:3", "at least one"]),
         ("storage:\n  address: 1.2.3.4\n  interface: eth1\n", &["node.yaml:1:1", "at most one"]),
         ("storage: {cidr: 10.0.0.0/33}\n", &["node.yaml:1", "10.0.0.0/33", "address/prefix"]),

@@ -1,6 +1,6 @@
 //! The agent as the CSI service sees it.
 
-use std::{future::Future, sync::Arc, time::Instant};
+use std::{future::Future, path::PathBuf, sync::Arc, time::Instant};
 
 use async_trait::async_trait;
 use csi_proto::node::{AttachRequest, AttachResponse, DetachRequest, node_session_client::NodeSessionClient};
@@ -13,6 +13,7 @@ use pool::{
 use tokio::{sync::watch, time::Duration};
 use tonic::{Code, Status, transport::Channel};
 
+use super::token::authorized;
 use crate::{
     agent::book::Book,
     volumes_api::{AttachMode, Attached, Standing, VolumeState, Volumes, VolumesError},
@@ -27,6 +28,7 @@ pub struct AgentHandle {
     node: NodeName,
     book: Arc<Book>,
     channel: watch::Receiver<Result<Channel, String>>,
+    token: Option<PathBuf>,
 }
 
 impl AgentHandle {
@@ -34,8 +36,9 @@ impl AgentHandle {
         node: NodeName,
         book: Arc<Book>,
         channel: watch::Receiver<Result<Channel, String>>,
+        token: Option<PathBuf>,
     ) -> Self {
-        Self { node, book, channel }
+        Self { node, book, channel, token }
     }
 
     /// Whether there is a session now; else why not.
@@ -44,7 +47,7 @@ impl AgentHandle {
     }
 
     /// Where a volume's device is, or would be.
-    pub fn device_path(volume: VolumeId) -> std::path::PathBuf {
+    pub fn device_path(volume: VolumeId) -> PathBuf {
         dev_node_path(&DmRole::Top(volume).dm_name())
     }
 
@@ -142,7 +145,8 @@ impl Volumes for AgentHandle {
         let granted = self
             .request(deadline, |mut c| {
                 let r = request.clone();
-                async move { c.attach(r).await }
+                let r = authorized(r, self.token.as_deref());
+                async move { c.attach(r?).await }
             })
             .await?;
         let s = self.wait_ready(volume, &granted, deadline).await?;
@@ -159,7 +163,8 @@ impl Volumes for AgentHandle {
         let request = DetachRequest { node: self.node.to_string(), volume: volume.to_string() };
         self.request(deadline, |mut c| {
             let r = request.clone();
-            async move { c.detach(r).await }
+            let r = authorized(r, self.token.as_deref());
+            async move { c.detach(r?).await }
         })
         .await
         .map(drop)

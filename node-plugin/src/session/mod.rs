@@ -11,6 +11,7 @@
 
 pub mod handle;
 pub mod term;
+mod token;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -61,6 +62,8 @@ pub struct SessionConfig {
     pub controllers: Vec<String>,
     /// TLS, where the controller wants it.
     pub tls: Option<ClientTlsConfig>,
+    /// The file of the token that says which node this is, where no certificate does.
+    pub token: Option<PathBuf>,
     /// This boot: /proc/sys/kernel/random/boot_id.
     pub boot_id: String,
     /// Where other nodes reach this node's exports.
@@ -123,7 +126,7 @@ impl Session {
         let term = Some(TermFile::open(&config.state_dir)?);
         let book = agent.book();
         let (channel, rx) = watch::channel(Err(String::new()));
-        let handle = AgentHandle::new(config.node.clone(), book.clone(), rx);
+        let handle = AgentHandle::new(config.node.clone(), book.clone(), rx, config.token.clone());
         let DiskLink { orders, mut words } = disks;
         let for_words = book.clone();
         tokio::spawn(async move {
@@ -165,7 +168,8 @@ impl Session {
         let (tx, rx) = mpsc::channel(8);
         let hello = proto::NodeMessage { message: Some(proto::node_message::Message::Hello(self.hello())) };
         tx.send(hello).await.map_err(|_| SessionError::Closed)?;
-        let mut inbound = timeout(client.session(ReceiverStream::new(rx))).await??.into_inner();
+        let request = token::authorized(ReceiverStream::new(rx), self.config.token.as_deref())?;
+        let mut inbound = timeout(client.session(request)).await??.into_inner();
         let first = timeout(inbound.message()).await??.ok_or(SessionError::Closed)?;
         let Some(proto::controller_message::Message::Welcome(w)) = first.message else {
             return Err(SessionError::NoWelcome);
