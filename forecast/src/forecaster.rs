@@ -15,6 +15,8 @@ use crate::skill::{Skill, blend, consensus};
 
 /// A gap longer than this many hours begins the series anew; only what was learned about errors stays.
 const LONGEST_GAP: u64 = WEEK as u64;
+/// An hour that is older than the newest by this many proves that the clock was ahead: the series begins anew as well.
+const CLOCK_WRONG_H: u64 = 24;
 /// Every how many decisions a score is kept, by horizon: windows that overlap say the same thing twice.
 const KEEP_EVERY: [u64; 4] = [1, 2, 3, 4];
 /// The horizon whose errors are also told apart by hour of day: a backup at night is all there is to know an hour
@@ -138,7 +140,11 @@ impl Forecaster {
 
     /// Takes every closed hour of a history that it has not taken yet.
     pub fn catch_up(&mut self, series: &Series, class: &mut ClassScores) {
-        for number in series.kept(Resolution::Hour) {
+        let kept = series.kept(Resolution::Hour);
+        if self.newest.is_some_and(|newest| newest >= kept.end.saturating_add(CLOCK_WRONG_H)) {
+            self.restart();
+        }
+        for number in kept {
             if self.newest.is_some_and(|newest| number <= newest) {
                 continue;
             }
@@ -154,10 +160,12 @@ impl Forecaster {
     }
 
     /// Takes one hour: scores the decisions that it decides, learns, and decides anew. An hour that is not newer than
-    /// the newest is ignored; hours left out were not seen.
+    /// the newest is ignored (a day older: the clock was wrong, the series begins anew); hours left out were not seen.
     pub fn observe(&mut self, hour: Hour, class: &mut ClassScores) {
-        if self.newest.is_some_and(|newest| hour.number <= newest) {
-            return;
+        match self.newest {
+            Some(newest) if newest >= hour.number.saturating_add(CLOCK_WRONG_H) => self.restart(),
+            Some(newest) if newest >= hour.number => return,
+            _ => {}
         }
         self.fill_gap(hour.number);
         self.push(Packed::new(or_zero(hour.mean)), Packed::new(or_zero(hour.peak.max(hour.mean))), true);
@@ -193,9 +201,7 @@ impl Forecaster {
         let Some(newest) = self.newest else { return };
         let gap = number - newest - 1;
         if gap > LONGEST_GAP {
-            self.week.clear();
-            self.smooth = Smooth::new();
-            self.lanes.iter_mut().for_each(|lane| lane.pending.clear());
+            self.restart();
             return;
         }
         for _ in 0..gap {
@@ -203,6 +209,14 @@ impl Forecaster {
             let (mean, peak, _) = self.week[back];
             self.push(mean, peak, false);
         }
+    }
+
+    /// Forgets the series, not what was learned about errors.
+    fn restart(&mut self) {
+        self.week.clear();
+        self.newest = None;
+        self.smooth = Smooth::new();
+        self.lanes.iter_mut().for_each(|lane| lane.pending.clear());
     }
 
     /// Scores the decisions whose hours are over.

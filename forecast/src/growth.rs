@@ -10,6 +10,8 @@ use crate::experts::WEEK;
 use crate::number::{conformal_quantile, ratio, whole};
 
 const KIND: Kind = Kind { name: "growth", tag: b'G', version: 1 };
+/// An hour that is older than the newest by this many proves that the clock was ahead.
+const CLOCK_WRONG_H: u64 = 24;
 /// Hours before growth is believed to be known.
 const KNOWN_H: usize = 24;
 /// Of what nothing is known takes at most this share of the disk a day.
@@ -31,9 +33,13 @@ impl Growth {
     }
 
     /// Takes the bytes that the owner uses in hour `number` (seconds since 1970 / 3600); of several in an hour the
-    /// greatest counts, an older hour is ignored. Hours left out had what came before them.
+    /// greatest counts, an older hour is ignored (a day older: the clock was wrong, all begins anew). Hours left out had what came before them.
     pub fn observe(&mut self, number: u64, used: u64) {
         let missing = match self.newest {
+            Some(newest) if newest >= number.saturating_add(CLOCK_WRONG_H) => {
+                *self = Self::new();
+                0
+            }
             Some(newest) if number < newest => return,
             Some(newest) if number == newest => {
                 if let Some(last) = self.used.back_mut() {

@@ -1,7 +1,8 @@
 //! Bounded histories: samples every 10 s in, rolled up to 1 minute, 5 minutes and 1 hour.
 //!
 //! Invariants: a series never grows beyond its shape; an interval of which less than half was seen is missing, not 0;
-//! time only moves forward, a late sample changes nothing; what is encoded decodes to an equal series. The peak of an
+//! time only moves forward, a late sample changes nothing, one that is an hour late says that the clock was wrong and begins
+//! the series anew; what is encoded decodes to an equal series. The peak of an
 //! interval is the greatest mean of the next finer intervals in it. Must not know clocks, disks or units.
 
 use crate::codec::{DecodeError, Kind, Reader, Writer};
@@ -93,7 +94,13 @@ pub enum Taken {
     Late,
     /// It is no number; nothing changed.
     NoNumber,
+    /// It is far older than the newest one: the clock was ahead and what was recorded lies at wrong times. The series
+    /// begins anew with this sample.
+    Restarted,
 }
+
+/// Seconds by which a sample is not late but proves that the clock was wrong.
+const CLOCK_WRONG_S: u64 = 3600;
 
 /// One resolution: the closed intervals up to `next`, and what was seen of interval `next` itself.
 #[derive(Clone, PartialEq, Debug)]
@@ -172,7 +179,12 @@ impl Series {
     /// Takes one sample of time `at_s` (seconds since 1970).
     pub fn record(&mut self, at_s: u64, value: f64) -> Taken {
         let Some(value) = sane(value) else { return Taken::NoNumber };
-        if self.latest.is_some_and(|(newest, _)| at_s <= newest) {
+        let late_s = self.latest.map_or(0, |(newest, _)| newest.saturating_sub(at_s));
+        if late_s > CLOCK_WRONG_S {
+            let kept =
+                |r: Resolution| u16::try_from(self.levels[r.slot()].ring.len()).unwrap_or(Shape::LONGEST);
+            *self = Self { levels: Resolution::ALL.map(|r| Level::new(kept(r))), latest: None };
+        } else if self.latest.is_some_and(|(newest, _)| at_s <= newest) {
             return Taken::Late;
         }
         if self.latest.is_none() {
@@ -183,7 +195,7 @@ impl Series {
         self.close_before(at_s);
         self.levels[0].add(value);
         self.latest = Some((at_s, value));
-        Taken::Yes
+        if late_s > 0 { Taken::Restarted } else { Taken::Yes }
     }
 
     /// Closes every interval that ends at or before `at_s`.

@@ -176,8 +176,8 @@ pub fn offer(facts: &Facts, model: &DeviceModel, load: &Forecaster, growth: &Gro
     let mut ledger = Ledger::default();
     let bytes = space(facts, growth, &mut ledger);
     let said = load.forecast(1);
-    let known =
-        load.newest_hour().is_some_and(|hour| facts.now_s / 3600 <= hour.saturating_add(FORECAST_OLD_H));
+    let hours = load.newest_hour().map(|newest| newest..=newest.saturating_add(FORECAST_OLD_H));
+    let known = hours.is_some_and(|hours| hours.contains(&(facts.now_s / 3600)));
     let io = if known { spare_io(facts, model, said.peak_bound, &mut ledger) } else { 0.0 };
     let drifting = model
         .drift()

@@ -217,6 +217,8 @@ fn an_unknown_load_lends_no_io() {
     let later = Facts { now_s: NOW_S + 5 * 3600, sampled_s: Some(NOW_S + 5 * 3600), ..facts() };
     let made = offer(&later, &model, &load, &growth);
     assert_eq!((made.io, made.io_reason), (0.0, Reason::LoadUnknown));
+    let earlier = Facts { now_s: NOW_S - 5 * 3600, sampled_s: Some(NOW_S - 5 * 3600), ..facts() };
+    assert_eq!(offer(&earlier, &model, &load, &growth).io_reason, Reason::LoadUnknown);
     let fresh = offer(&facts(), &model, &Forecaster::new(0.05), &Growth::new());
     assert_eq!((fresh.io, fresh.io_reason, fresh.confidence), (0.0, Reason::LoadUnknown, 0.0));
     assert!(fresh.bytes > 0 && fresh.ledger.growth > TIB / 200, "{fresh:?}");

@@ -79,6 +79,19 @@ fn before_the_first_hour_nothing_is_known() {
 }
 
 #[test]
+fn a_clock_that_was_ahead_does_not_silence_a_forecaster() {
+    let mut class = ClassScores::new();
+    let mut forecaster = Forecaster::new(0.05);
+    for n in (0..30).chain([5000]).chain(31..40) {
+        forecaster.observe(hour(n, 10.0, 10.0), &mut class);
+    }
+    assert_eq!(forecaster.newest_hour(), Some(FIRST + 39));
+    assert!((forecaster.forecast(1).mean - 10.0).abs() < 0.1);
+    forecaster.observe(hour(38, 99.0, 99.0), &mut class);
+    assert_eq!(forecaster.newest_hour(), Some(FIRST + 39));
+}
+
+#[test]
 fn a_constant_stays_one() {
     let mut class = ClassScores::new();
     let mut forecaster = Forecaster::new(0.05);

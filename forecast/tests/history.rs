@@ -141,6 +141,17 @@ fn late_and_broken_samples_change_nothing() {
 }
 
 #[test]
+fn a_clock_that_was_ahead_does_not_silence_a_series() {
+    let mut series = Series::new(Shape::DISK);
+    assert_eq!(series.record(START, 5.0), Taken::Yes);
+    assert_eq!(series.record(u64::MAX, 5.0), Taken::Yes);
+    assert_eq!(series.record(START + 10, 6.0), Taken::Restarted);
+    assert_eq!(series.record(START + 20, 6.0), Taken::Yes);
+    assert_eq!(series.latest(), Some((START + 20, 6.0)));
+    assert_eq!(series.kept(Resolution::Hour).end, START / 3600);
+}
+
+#[test]
 fn another_version_is_told_from_damage() {
     let mut bytes = Series::new(Shape::DISK).encode();
     bytes[2] = 9;
