@@ -1,0 +1,134 @@
+{{- define "weir.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "weir.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" }}
+{{- else if contains (include "weir.name" .) .Release.Name }}
+{{- .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "weir.name" .) | trunc 40 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{- define "weir.controller" -}}{{ include "weir.fullname" . }}-controller{{- end }}
+{{- define "weir.node" -}}{{ include "weir.fullname" . }}-node{{- end }}
+
+{{- define "weir.selector" -}}
+app.kubernetes.io/name: {{ include "weir.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "weir.labels" -}}
+{{ include "weir.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "weir.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end }}
+
+{{- define "weir.controllerAccount" -}}
+{{ .Values.serviceAccounts.controller.name | default (include "weir.controller" .) }}
+{{- end }}
+{{- define "weir.nodeAccount" -}}
+{{ .Values.serviceAccounts.node.name | default (include "weir.node" .) }}
+{{- end }}
+
+{{- /* The name that the controller's certificate is for, whatever address it is dialled at. */}}
+{{- define "weir.serverName" -}}
+{{ include "weir.controller" . }}.{{ .Release.Namespace }}.svc
+{{- end }}
+
+{{- /* Objects of TLS. */}}
+{{- define "weir.tlsSecret" -}}
+{{- if eq .Values.tls.source "secret" -}}
+{{ required "tls.secretName: with tls.source secret, the Secret's name is needed" .Values.tls.secretName }}
+{{- else -}}
+{{ include "weir.fullname" . }}-tls
+{{- end }}
+{{- end }}
+{{- define "weir.caSecret" -}}{{ include "weir.fullname" . }}-ca-key{{- end }}
+{{- define "weir.caBundle" -}}{{ include "weir.fullname" . }}-ca{{- end }}
+
+{{- define "weir.endpoints" -}}
+{{- $own := list (printf "https://%s:%v" (include "weir.serverName" .) .Values.controller.ports.session) }}
+{{- toYaml (.Values.node.controllerEndpoints | default $own) }}
+{{- end }}
+
+{{- define "weir.hostPort" -}}
+{{- if contains ":" (index . 0) }}{{ printf "[%s]:%v" (index . 0) (index . 1) }}{{ else }}{{ printf "%s:%v" (index . 0) (index . 1) }}{{ end }}
+{{- end }}
+
+{{- define "weir.controllerConfig" -}}
+driverName: {{ .Values.driverName }}
+listen:
+  csi: unix:///run/weir/csi.sock
+  nodes: {{ include "weir.hostPort" (list .Values.controller.listenAddress .Values.controller.ports.session) | quote }}
+  http: {{ include "weir.hostPort" (list .Values.controller.listenAddress .Values.controller.ports.http) | quote }}
+store:
+  kubernetes:
+    namespace: {{ .Release.Namespace }}
+    lease: {{ include "weir.controller" . }}
+    leaseSeconds: {{ .Values.controller.leaderLeaseSeconds }}
+nodeTokens:
+  audience: weir
+  serviceAccount: {{ .Release.Namespace }}:{{ include "weir.nodeAccount" . }}
+lease: {{- toYaml .Values.controller.lease | nindent 2 }}
+tls:
+  ca: /etc/weir/tls/ca.crt
+  cert: /etc/weir/tls/tls.crt
+  key: /etc/weir/tls/tls.key
+{{- end }}
+
+{{- define "weir.nodeConfig" -}}
+driverName: {{ .Values.driverName }}
+controller:
+  endpoints: {{- include "weir.endpoints" . | nindent 2 }}
+  token: /etc/weir/identity/token
+  tls:
+    ca: /etc/weir/ca/ca.crt
+    serverName: {{ include "weir.serverName" . }}
+csi:
+  endpoint: unix://{{ .Values.node.kubeletDir }}/plugins/{{ .Values.driverName }}/csi.sock
+kubelet:
+  registry: {{ .Values.node.kubeletDir }}/plugins_registry
+stateDir: {{ .Values.node.stateDir }}
+maxVolumes: {{ .Values.node.maxVolumes }}
+{{- with .Values.node.devices }}
+devices: {{- toYaml . | nindent 0 }}
+{{- end }}
+{{- with .Values.node.topology }}
+topology: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- $net := .Values.node.storageNetwork }}
+{{- if and $net.interface $net.cidr }}{{ fail "node.storageNetwork: at most one of interface and cidr" }}{{ end }}
+storage:
+  port: {{ $net.port }}
+  {{- with $net.interface }}
+  interface: {{ . }}
+  {{- end }}
+  {{- with $net.cidr }}
+  cidr: {{ . }}
+  {{- end }}
+http:
+  listen: {{ include "weir.hostPort" (list .Values.node.http.address .Values.node.http.port) | quote }}
+logging:
+  level: {{ .Values.log.level }}
+  format: {{ .Values.log.format }}
+{{- end }}
+
+{{- /* What Weir offers to CDI, the best first: live migration needs ReadWriteMany on a raw block volume. */}}
+{{- define "weir.storageProfile" -}}
+{{- $sets := list
+  (dict "accessModes" (list "ReadWriteMany") "volumeMode" "Block")
+  (dict "accessModes" (list "ReadWriteOnce") "volumeMode" "Block")
+  (dict "accessModes" (list "ReadWriteOnce") "volumeMode" "Filesystem") }}
+{{- dict "spec" (dict "claimPropertySets" $sets "cloneStrategy" "copy") | toJson }}
+{{- end }}
