@@ -8,6 +8,7 @@ mod disks;
 mod engine;
 mod grow;
 mod handle;
+mod lending;
 mod measures;
 mod nodes;
 mod publish;
@@ -84,7 +85,8 @@ impl Core {
         let (volumes, disks, nodes) = (engine.volumes.len(), engine.disks.len(), engine.nodes.len());
         tracing::info!(%term, %system, volumes, disks, nodes, took = ?begun.elapsed(), "records loaded");
         let (tx, commands) = mpsc::channel(COMMANDS);
-        let handle = Handle::new(tx, Reign { term, system }, engine.measures.clone(), heartbeat, lease);
+        let reign = Reign { term, system };
+        let handle = Handle::new(tx, reign, engine.measures.clone(), heartbeat, lease);
         Ok((Core { engine, store, fault, commands, started: Instant::now() }, handle))
     }
 

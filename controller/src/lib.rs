@@ -8,6 +8,7 @@ pub mod config;
 pub mod core;
 pub mod csi;
 pub mod fault;
+pub mod flow;
 pub mod identity;
 mod metrics;
 pub mod pools;

@@ -27,6 +27,7 @@ use crate::{
     core::{self, Core, CoreConfig, Handle, PoolSpec},
     csi::{ControllerService, IdentityService},
     fault::Fault,
+    flow::sweep,
     identity::{ByCertificate, ByToken, Expected},
     metrics, pools,
     session::{self, Identify},
@@ -201,6 +202,7 @@ async fn reign(
     if let Some(t) = &config.tls {
         sessions = sessions.tls_config(tls::server(t, config.node_tokens.is_some())?)?;
     }
+    let sweeps = sweep::keep_sweeping(handle.flow().clone(), handle.clone());
     let sessions = sessions.add_service(session::Service::new(handle, identify).into_server());
     let incoming = TcpIncoming::from(nodes_listener).with_nodelay(Some(true));
     tracing::info!(csi = ?config.listen.csi, nodes = %config.listen.nodes, "weir-controller is up");
@@ -209,6 +211,8 @@ async fn reign(
         r = core.run() => r?,
         r = sessions.serve_with_incoming(incoming) => r?,
         r = serve_csi(csi, &config.listen.csi) => r?,
+        // It ends with the core.
+        () = async { sweeps.await; std::future::pending().await } => {}
         _ = stop.wait_for(|s| *s) => tracing::info!("told to stop"),
     }
     drop(ready.send_replace(Err("stopping".to_owned())));

@@ -3,13 +3,14 @@
 //! that ends, ends alone. Must not know: what the core decides.
 
 mod goals;
+mod recordings;
 mod reports;
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use csi_proto::node::{
-    AttachRequest, AttachResponse, ControllerMessage, DetachRequest, DetachResponse, NodeMessage, Welcome,
-    controller_message, node_message, node_session_server,
+    AttachRequest, AttachResponse, ControllerMessage, DetachRequest, DetachResponse, Keep, Kept, NodeMessage,
+    Welcome, controller_message, node_message, node_session_server,
 };
 use pool::{
     access::Mode,
@@ -22,6 +23,7 @@ use tonic::{Extensions, Request, Response, Status, Streaming, metadata::Metadata
 use crate::{
     api::{Api, Capability},
     core::{Handle, OpenError, Session, told},
+    flow::{Flow, ToKeep, sweep},
     status::status,
 };
 
@@ -172,17 +174,43 @@ async fn converse(
         return Ok(());
     }
     let out = session.outbox();
+    let keeper = core.flow().keeper(session.node());
     tokio::select! {
-        r = listen(&session, from_node) => r,
+        r = listen(core.flow(), &session, from_node) => r,
         r = tell(&out, to_node) => r,
+        r = keep(keeper, to_node) => r,
     }
 }
 
-async fn listen(session: &Session, from_node: &mut Streaming<NodeMessage>) -> Result<(), Status> {
+/// Gives into the node's keeping what must outlive this controller.
+async fn keep(
+    mut keeper: mpsc::Receiver<ToKeep>,
+    to_node: &mpsc::Sender<Result<ControllerMessage, Status>>,
+) -> Result<(), Status> {
+    while let Some(disks) = keeper.recv().await {
+        let kept = disks.into_iter().map(|(disk, state)| Kept { disk: disk.to_string(), state });
+        let message = Some(controller_message::Message::Keep(Keep { disks: kept.collect() }));
+        if to_node.send(Ok(ControllerMessage { message })).await.is_err() {
+            return Ok(());
+        }
+    }
+    // Another session of the node has its place now; that ends this one by another way.
+    std::future::pending().await
+}
+
+async fn listen(
+    flow: &Flow,
+    session: &Session,
+    from_node: &mut Streaming<NodeMessage>,
+) -> Result<(), Status> {
     while let Some(message) = from_node.next().await {
         let report = match message?.message {
             Some(node_message::Message::Report(r)) => Some(reports::parse_report(r)),
             Some(node_message::Message::Heartbeat(_)) => None,
+            Some(node_message::Message::Recording(r)) => {
+                flow.take(session.node(), sweep::unix_s(), recordings::parse(r));
+                None
+            }
             Some(node_message::Message::Hello(_)) => {
                 return Err(Status::invalid_argument("a session has one hello"));
             }

@@ -212,6 +212,30 @@ impl Series {
         }
     }
 
+    /// Takes in what another history of the same quantity has and this one lacks: of a volume that was on another node for a
+    /// while, say. What both have seen, the newer one knows.
+    pub fn absorb(&mut self, other: &Self) {
+        let newest = |s: &Self| s.latest.map(|(at_s, _)| at_s);
+        let mut older = other.clone();
+        if newest(other) > newest(self) {
+            let same_shape = self.levels.iter().zip(&other.levels).all(|(a, b)| a.ring.len() == b.ring.len());
+            if !same_shape {
+                return;
+            }
+            older = std::mem::replace(self, older);
+        }
+        // What the older one had open is over.
+        older.close_before(newest(self).unwrap_or_default());
+        for (level, from) in self.levels.iter_mut().zip(&older.levels) {
+            for number in level.next.saturating_sub(level.ring.len() as u64)..level.next {
+                if let (None, Some(seen)) = (level.at(number), from.at(number)) {
+                    let place = level.place(number);
+                    level.ring[place] = (Packed::new(seen.mean), Packed::new(seen.peak));
+                }
+            }
+        }
+    }
+
     /// The newest sample: seconds since 1970, and value.
     #[must_use]
     pub fn latest(&self) -> Option<(u64, f64)> {

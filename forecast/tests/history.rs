@@ -159,3 +159,27 @@ fn another_version_is_told_from_damage() {
     bytes[1] = b'X';
     assert_eq!(Series::decode(&bytes), Err(DecodeError::Other { kind: "history" }));
 }
+
+#[test]
+fn two_halves_of_a_history_become_one() {
+    let hours = |from: u64, to: u64, value: f64| {
+        let mut s = Series::new(Shape::VOLUME);
+        for at in (from * 3600..to * 3600).step_by(10) {
+            s.record(at, value);
+        }
+        s
+    };
+    let (first, second) = (hours(1000, 1010, 5.0), hours(1012, 1015, 7.0));
+    for (mut one, other) in [(first.clone(), second.clone()), (second.clone(), first.clone())] {
+        one.absorb(&other);
+        assert_eq!(one.latest(), second.latest());
+        let mean = |n| one.interval(Resolution::Hour, n).map(|i| i.mean.round() as i64);
+        assert_eq!((mean(1003), mean(1009), mean(1011), mean(1013)), (Some(5), Some(5), None, Some(7)));
+        let again = one.clone();
+        one.absorb(&other);
+        assert_eq!(one, again);
+    }
+    let mut disk = Series::new(Shape::DISK);
+    disk.absorb(&second);
+    assert_eq!(disk.latest(), None, "another shape is another quantity");
+}

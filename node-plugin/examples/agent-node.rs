@@ -74,6 +74,7 @@ async fn main() -> Fallible<()> {
         features: vec![],
         max_volumes: 300,
         state_dir: state.into(),
+        recorder: None,
     };
     let _handle = Session::start(config, agent, link, watch::Sender::new(Ok(())))?;
     while let Some(o) = room.orders.recv().await {

@@ -6,6 +6,7 @@ pub mod convert;
 pub mod csi;
 pub mod disks;
 pub mod disks_api;
+pub mod flow;
 pub mod kubelet;
 mod metrics;
 pub mod serve;

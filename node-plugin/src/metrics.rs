@@ -13,7 +13,7 @@ use observe::{
 };
 use tokio::sync::watch;
 
-use crate::{agent::Agent, kubelet::Standing};
+use crate::{agent::Agent, flow::Recorder, kubelet::Standing};
 
 /// A kernel call that has not returned for so long is stuck.
 const STUCK: Duration = Duration::from_secs(10);
@@ -22,6 +22,8 @@ const STUCK: Duration = Duration::from_secs(10);
 pub(crate) struct Gauges {
     /// Volumes, exports, disks, kernel calls.
     pub(crate) agent: Arc<Agent>,
+    /// Histories.
+    pub(crate) recorder: Arc<Recorder>,
     /// The session.
     pub(crate) ready: watch::Receiver<Verdict>,
     /// The kubelet, where the plugin registers itself.
@@ -58,6 +60,13 @@ impl Collector for Gauges {
             }
         }
         let ready = u64::from(self.ready.borrow().is_ok());
+        let (disks, volumes) = self.recorder.counts();
+        let by_kind = [("disk", disks), ("volume", volumes)];
+        let (name, help) = ("weir_node_histories", "What has a history on this node");
+        let mut family = to.encode_descriptor(name, help, None, ConstGauge::new(0_u64).metric_type())?;
+        for (of, n) in by_kind {
+            ConstGauge::new(n).encode(family.encode_family(&[("of", of)])?)?;
+        }
         let stuck = self.agent.calls().older_than(STUCK).len() as u64;
         let singles = [
             ("weir_node_session_up", "Whether a controller has said what this node should have", ready),

@@ -1,7 +1,7 @@
 //! Wires the parts of a node plugin together and runs it until it is told to stop. Stopping it stops no I/O: the
 //! kernel keeps what stands.
 
-use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use observe::{Operations, Told};
 use tokio::{
@@ -16,10 +16,14 @@ use crate::{
     csi::{self, Faults, IdentityService, KernelTools, NodeService, NodeSettings},
     disks::{self, KernelHardware},
     disks_api::disk_link,
+    flow::{self, Recorder, look::KernelEye},
     kubelet,
     metrics::{self, Gauges},
     session::{Session, SessionConfig, term::TermError},
 };
+
+/// How long writing the histories down may take at the end.
+const SAVE: Duration = Duration::from_secs(3);
 
 /// Why a node plugin ended.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +51,9 @@ pub enum ServeError {
     /// The agent did not start.
     #[error(transparent)]
     Agent(#[from] agent::StartError),
+    /// The kernel's counters cannot be read.
+    #[error(transparent)]
+    Counters(#[from] flow::look::LookError),
     /// The session could not be prepared.
     #[error(transparent)]
     Term(#[from] TermError),
@@ -81,6 +88,9 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
     let room = disks::start(Arc::new(KernelHardware { devices: config.devices.clone() }), room_link, true);
     let kernel = Arc::new(Kernel::open(&config.node, storage)?);
     let agent = Agent::start(config.node.clone(), kernel, room).await?;
+    let recorder = Recorder::open(&config.state_dir);
+    let eye = Arc::new(KernelEye::open()?);
+    let recording = tokio::spawn(recorder.clone().run(eye, agent.calls().clone(), flow::EVERY, stop.clone()));
     let (ready, readiness) = watch::channel(Err("no controller has been reached yet".to_owned()));
     let session = SessionConfig {
         node: config.node.clone(),
@@ -93,6 +103,7 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
         features: vec![],
         max_volumes: config.max_volumes,
         state_dir: config.state_dir.clone(),
+        recorder: Some(recorder.clone()),
     };
     let volumes = Arc::new(Session::start(session, agent.clone(), link, ready)?);
 
@@ -112,7 +123,7 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
         standing
     });
     if let Some(at) = config.http {
-        let gauges = Gauges { agent, ready: readiness.clone(), registered };
+        let gauges = Gauges { agent, recorder, ready: readiness.clone(), registered };
         let told = Told {
             live: live_check(config.csi_socket.clone()),
             ready: readiness,
@@ -135,6 +146,12 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
         tracing::info!("told to stop");
     };
     csi::serve(socket, &config.csi_socket, identity, node, operations, stopped).await?;
+    // It ends with `stop`; the file system may be away, which must not keep the process.
+    match tokio::time::timeout(SAVE, recording).await {
+        Ok(Ok(())) => {}
+        Ok(Err(e)) => tracing::error!(error = %e, "recording did not end well"),
+        Err(_) => tracing::warn!("the histories of the last minutes could not be written down in {SAVE:?}"),
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use pool::{
     access::Mode,
-    ids::{NodeName, Term, VolumeId},
+    ids::{DiskId, NodeName, Term, VolumeId},
     units::Bytes,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -22,6 +22,7 @@ use crate::{
     api::{
         Api, ApiError, Attached, Capability, Capacity, CreateVolume, Segments, Survey, VolumeInfo, VolumePage,
     },
+    flow::{DiskFacts, Flow, SetOffer},
     store::Reign,
 };
 
@@ -39,6 +40,7 @@ pub(super) enum Command {
     Open { hello: Box<Hello>, out: Arc<Outbox>, reply: oneshot::Sender<u64> },
     Heard { node: NodeName, session: u64, report: Option<Box<Report>> },
     Closed { node: NodeName, session: u64 },
+    Offers(Vec<SetOffer>),
 }
 
 impl Engine {
@@ -84,6 +86,7 @@ impl Engine {
                 }
             }
             Command::Closed { node, session } => self.close_session(&node, session),
+            Command::Offers(offers) => self.set_offers(offers),
         }
     }
 
@@ -138,6 +141,7 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
     reign: Reign,
     measures: Measures,
+    flow: Arc<Flow>,
     heartbeat: Duration,
     lease: Duration,
 }
@@ -154,7 +158,7 @@ impl Handle {
         heartbeat: Duration,
         lease: Duration,
     ) -> Self {
-        Self { commands, reign, measures, heartbeat, lease }
+        Self { commands, reign, measures, flow: Arc::default(), heartbeat, lease }
     }
 
     /// This controller's reign.
@@ -170,6 +174,27 @@ impl Handle {
     /// What has been measured since the start; lives on as it grows.
     pub fn measures(&self) -> &Measures {
         &self.measures
+    }
+
+    /// What nodes have recorded, and what follows from it.
+    pub fn flow(&self) -> &Arc<Flow> {
+        &self.flow
+    }
+
+    /// What is so of at most `max` disks, by id, after the one given.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn disk_facts(&self, after: Option<DiskId>, max: usize) -> Result<Vec<DiskFacts>, ApiError> {
+        self.question(move |e| e.disk_facts(after, max)).await
+    }
+
+    /// Hands in what disks can lend.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn set_offers(&self, offers: Vec<SetOffer>) -> Result<(), ApiError> {
+        self.commands.send(Command::Offers(offers)).await.map_err(|_| stopping())
     }
 
     /// How things stand, in numbers.

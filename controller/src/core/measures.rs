@@ -66,6 +66,8 @@ pub struct Room {
     pub free: Bytes,
     /// Of it, what waits to be wiped.
     pub unwiped: Bytes,
+    /// Of what is free, what other nodes may have now.
+    pub lendable: Bytes,
 }
 
 /// How things stand.
@@ -98,6 +100,8 @@ impl Engine {
                 room.size = room.size.plus(bytes(d.extents));
                 room.free = room.free.plus(bytes(u.free));
                 room.unwiped = room.unwiped.plus(bytes(u.set_aside));
+                let lendable = self.pool.lendable(d.id).unwrap_or_default();
+                room.lendable = room.lendable.plus(bytes(lendable));
             }
         }
         for v in self.volumes.values().filter(|v| v.version.is_some()) {

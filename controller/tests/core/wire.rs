@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use controller::{
     api::Api,
+    flow::sweep,
     session::{Identify, Service},
 };
 use csi_proto::node as wire;
@@ -75,9 +76,18 @@ async fn a_node_attaches_a_volume_over_grpc() {
     };
     let report = wire::Report { full: true, devices: vec![device], ..wire::Report::default() };
     say_it.send(say(wire::node_message::Message::Report(report))).await.unwrap();
+    let (keep, mut kept) = tokio::sync::mpsc::unbounded_channel();
+    let recorder = say_it.clone();
     let node = tokio::spawn(async move {
         while let Some(Ok(m)) = heard.next().await {
-            let Some(wire::controller_message::Message::Goals(g)) = m.message else { continue };
+            let g = match m.message {
+                Some(wire::controller_message::Message::Goals(g)) => g,
+                Some(wire::controller_message::Message::Keep(k)) => {
+                    keep.send(k).unwrap();
+                    continue;
+                }
+                _ => continue,
+            };
             say_it.send(say(wire::node_message::Message::Report(obey(g)))).await.unwrap();
         }
         say_it
@@ -86,6 +96,30 @@ async fn a_node_attaches_a_volume_over_grpc() {
         core.survey().await.disks.iter().any(|d| d.free == extents(10)).then_some(())
     })
     .await;
+
+    // What it records stands in the histories, and makes an offer that comes back into its keeping.
+    let disk = core.survey().await.disks[0].disk;
+    let sampled = wire::DiskSample {
+        disk: disk.to_string(),
+        disk_class: wire::DiskClass::Ssd.into(),
+        load: 30.0,
+        lent: 10.0,
+        ..wire::DiskSample::default()
+    };
+    let now = sweep::unix_s();
+    let recording =
+        wire::Recording { sequence: 1, at_s: now, disks: vec![sampled], ..wire::Recording::default() };
+    recorder.send(say(wire::node_message::Message::Recording(recording))).await.unwrap();
+    let flow = core.flow().clone();
+    until("the sample has arrived", || async { (flow.heard().recordings == 1).then_some(()) }).await;
+    assert_eq!(sweep::sweep(&flow, &core, now).await.unwrap(), 1);
+    until("the offer stands", || async {
+        core.disk_facts(None, 9).await.unwrap()[0].offer.filter(|o| !o.lendable.is_zero())
+    })
+    .await;
+    let kept = kept.recv().await.unwrap();
+    assert_eq!((kept.disks.len(), &kept.disks[0].disk), (1, &disk.to_string()));
+    forecast::Growth::decode(&kept.disks[0].state).unwrap();
 
     let v = core.create_volume(request("v", 5, None)).await.unwrap();
     let attach = |volume: String| wire::AttachRequest {

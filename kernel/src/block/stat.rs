@@ -7,12 +7,16 @@ use crate::DevNo;
 pub struct DiskStat {
     /// Reads completed.
     pub reads: u64,
+    /// Reads merged into others before they were sent.
+    pub reads_merged: u64,
     /// Sectors read.
     pub read_sectors: u64,
     /// Time spent on reads, summed over them.
     pub read_ms: u64,
     /// Writes completed.
     pub writes: u64,
+    /// Writes merged into others before they were sent.
+    pub writes_merged: u64,
     /// Sectors written.
     pub write_sectors: u64,
     /// Time spent on writes.
@@ -58,9 +62,11 @@ impl DiskStat {
         let at = |i: usize| n.get(i).copied().unwrap_or(0);
         Some(Self {
             reads: n[0],
+            reads_merged: n[1],
             read_sectors: n[2],
             read_ms: n[3],
             writes: n[4],
+            writes_merged: n[5],
             write_sectors: n[6],
             write_ms: n[7],
             in_flight: n[8],
@@ -111,6 +117,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!((s.reads, s.writes, s.write_sectors, s.in_flight), (5246, 1421, 62208, 1));
+        assert_eq!((s.reads_merged, s.writes_merged), (119, 1207));
         assert_eq!((s.discards, s.discard_sectors, s.flushes, s.flush_ms), (10, 20480, 77, 58));
         let old = DiskStat::parse("1 2 3 4 5 6 7 8 9 10 11").unwrap();
         assert_eq!((old.weighted_ms, old.discards), (11, 0));

@@ -29,8 +29,17 @@ impl Control {
     /// A preloaded table of a device that is left alone stays preloaded; one of a device that is swapped is
     /// replaced. A fresh device that cannot be finished is removed again.
     pub fn ensure_device(&self, spec: &DeviceSpec) -> Result<(Ensured, DeviceInfo), DmError> {
+        self.ensure_device_with(spec, |_| ())
+    }
+
+    /// The same; `fresh` is called for a device that is made, before it can have any I/O.
+    pub fn ensure_device_with(
+        &self,
+        spec: &DeviceSpec,
+        fresh: impl FnOnce(&Self),
+    ) -> Result<(Ensured, DeviceInfo), DmError> {
         let (done, info) = match self.look(&spec.uuid)? {
-            None => (Ensured::Created, self.create_with(spec)?),
+            None => (Ensured::Created, self.create_with(spec, fresh)?),
             Some((found, _)) if found.name != spec.name => {
                 return Err(DmError::Foreign {
                     device: spec.name.clone(),
@@ -50,7 +59,7 @@ impl Control {
         Ok(!info.suspended && active.as_ref() == Some(table))
     }
 
-    fn create_with(&self, spec: &DeviceSpec) -> Result<DeviceInfo, DmError> {
+    fn create_with(&self, spec: &DeviceSpec, fresh: impl FnOnce(&Self)) -> Result<DeviceInfo, DmError> {
         match self.create(&spec.name, &spec.uuid) {
             Ok(_) => {}
             Err(e) if is_busy(&e) => {
@@ -60,6 +69,7 @@ impl Control {
             }
             Err(e) => return Err(e),
         }
+        fresh(self);
         let made = self.load(&spec.uuid, &spec.table, false).and_then(|()| self.resume(&spec.uuid));
         match made {
             Ok(info) => Ok(info),

@@ -18,6 +18,7 @@ mod events;
 mod guard;
 mod node;
 mod parse;
+mod stats;
 mod status;
 mod table;
 
@@ -27,5 +28,6 @@ pub use error::DmError;
 pub use events::EventPoll;
 pub use guard::{HOLD_MS, guard_top, guard_write_leg};
 pub use node::{dev_node_path, ensure_dev_node, remove_dev_node};
+pub use stats::{AreaStat, Region};
 pub use status::{DelayStatus, MirrorStatus, MultipathStatus, PathState};
 pub use table::{BadTable, DelayLeg, Line, Stripe, Table, Target};

@@ -8,11 +8,13 @@
 //! know: volumes, multipath above.
 
 mod connect;
+mod health;
 mod list;
 mod observe;
 mod sockets;
 
 pub use connect::{ConnectOptions, Connected};
+pub use health::HealthLog;
 pub use list::ListedNamespace;
 pub use observe::{BlockNamespace, Controller, ControllerState, Waited};
 pub use sockets::drop_sockets;

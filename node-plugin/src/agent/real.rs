@@ -22,6 +22,7 @@ use pool::{
 };
 
 use super::ground::{ExportSpec, Fabric, Found, Ground, Import, Link, Result, WriteActivity};
+use crate::flow::areas;
 
 /// The running kernel.
 #[derive(Debug)]
@@ -67,6 +68,7 @@ impl Kernel {
         let fresh = self.control.info_opt(&uuid)?.is_none();
         if fresh {
             self.control.create(&name, &uuid)?;
+            areas::begin(&self.control, role, table);
         }
         let made = self.control.load(&uuid, table, true).and_then(|()| self.control.resume(&uuid));
         match made {
@@ -122,7 +124,8 @@ impl Ground for Kernel {
             return self.set_read_only(role, table);
         }
         let spec = DeviceSpec { name: role.dm_name(), uuid: role.dm_uuid(), table: table.clone() };
-        let (done, info) = self.control.ensure_device(&spec)?;
+        let count = |c: &Control| areas::begin(c, role, table);
+        let (done, info) = self.control.ensure_device_with(&spec, count)?;
         // The same table again, because the device's abilities or its mode have to be worked out anew.
         if done == kernel::Ensured::Identity && !info.suspended {
             self.control.swap(&spec.uuid, table)?;

@@ -41,6 +41,7 @@ use crate::{
     agent::{Agent, Backoff, Goals, book::Book},
     convert,
     disks_api::{DiskLink, DiskOrder},
+    flow::Recorder,
 };
 
 /// Pause before the controller is dialled again, at first and at most.
@@ -76,6 +77,8 @@ pub struct SessionConfig {
     pub max_volumes: u32,
     /// Where the term is kept.
     pub state_dir: PathBuf,
+    /// What is recorded on this node, where anything is.
+    pub recorder: Option<Arc<Recorder>>,
 }
 
 /// Why a session ended or did not begin.
@@ -186,6 +189,7 @@ impl Session {
         tokio::select! {
             e = self.read(&mut inbound) => Err(e),
             e = self.write(&tx) => Err(e),
+            e = self.record(&tx) => Err(e),
             e = beat(&tx, heartbeat) => Err(e),
         }
     }
@@ -247,6 +251,13 @@ impl Session {
                 Ok(Some(proto::ControllerMessage {
                     message: Some(proto::controller_message::Message::Goals(g)),
                 })) => self.take(g),
+                Ok(Some(proto::ControllerMessage {
+                    message: Some(proto::controller_message::Message::Keep(k)),
+                })) => {
+                    if let Some(r) = &self.config.recorder {
+                        r.keep(k);
+                    }
+                }
                 // A second welcome, or a message of a later version.
                 Ok(Some(_)) => {}
                 Ok(None) => return SessionError::Closed,
@@ -303,6 +314,28 @@ impl Session {
             }
             self.book.news().await;
             report = self.book.delta();
+        }
+    }
+}
+
+impl Session {
+    /// Sends what was recorded before, then what is recorded now. What a slow session misses is kept on the node.
+    async fn record(&self, tx: &mpsc::Sender<proto::NodeMessage>) -> SessionError {
+        let Some(recorder) = &self.config.recorder else { return std::future::pending().await };
+        let mut news = recorder.listen();
+        news.mark_unchanged();
+        let mut next = recorder.histories();
+        loop {
+            for r in next {
+                let m = proto::NodeMessage { message: Some(proto::node_message::Message::Recording(r)) };
+                if tx.send(m).await.is_err() {
+                    return SessionError::Closed;
+                }
+            }
+            if news.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            next = news.borrow_and_update().iter().map(|r| (**r).clone()).collect();
         }
     }
 }

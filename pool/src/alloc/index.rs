@@ -154,7 +154,9 @@ impl Slot {
     /// Whether it can be had whole: (by its own node, by others).
     pub(super) fn whole(&self) -> (bool, bool) {
         let own = self.disk.takes_new_data() && self.free.is_whole();
-        (own, own && self.lend() == self.disk.extents.get())
+        // An entirely free disk has no owner whose growth an offer would have to leave room for.
+        let lent = self.disk.reserve.is_zero() && self.offer.is_none_or(|o| !o.lendable.is_zero());
+        (own, own && lent)
     }
 }
 
@@ -335,6 +337,16 @@ impl Pool {
             slot.offer = offer;
             Ok(())
         })
+    }
+
+    /// What the performance model said of a disk last, less what was lent since.
+    pub fn offer(&self, id: DiskId) -> Option<Offer> {
+        self.slots.get(&id)?.offer
+    }
+
+    /// What other nodes may have of a disk now.
+    pub fn lendable(&self, id: DiskId) -> Option<Extents> {
+        self.slots.get(&id).map(|s| Extents::new(s.lend()))
     }
 
     /// Sets free extents aside, so that nobody gets them.

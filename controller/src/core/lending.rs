@@ -1,0 +1,68 @@
+//! The core's side of offers: the facts they are weighed from, and their way into the index.
+//!
+//! Must not know: how an offer comes about.
+
+use std::{collections::BTreeMap, ops::Bound};
+
+use pool::{
+    ids::{DiskId, NodeName},
+    units::Extents,
+};
+
+use super::engine::Engine;
+use crate::flow::{DiskFacts, SetOffer};
+
+impl Engine {
+    /// What is so of at most `max` disks in the index, by id, after the one given.
+    pub(super) fn disk_facts(&self, after: Option<DiskId>, max: usize) -> Vec<DiskFacts> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let indexed = self.disks.range((from, Bound::Unbounded)).filter(|(_, s)| s.indexed);
+        indexed.filter_map(|(id, _)| self.facts_of(*id)).take(max).collect()
+    }
+
+    fn facts_of(&self, id: DiskId) -> Option<DiskFacts> {
+        let (disk, usage) = (self.pool.disk(id)?, self.pool.usage(id)?);
+        let lent = self.loans_of(id).into_values().fold(Extents::ZERO, Extents::plus);
+        Some(DiskFacts {
+            disk: id,
+            node: disk.node.clone(),
+            pool: disk.pool.clone(),
+            class: disk.class,
+            extent_size: disk.extent_size,
+            extents: usage.extents,
+            free: usage.free,
+            owned: usage.owned,
+            lent,
+            reserve: disk.reserve,
+            serving: disk.takes_new_data(),
+            offer: self.pool.offer(id),
+        })
+    }
+
+    /// Extents of a disk that volumes held at other nodes have there, by holder.
+    pub(super) fn loans_of(&self, id: DiskId) -> BTreeMap<NodeName, Extents> {
+        let mut out: BTreeMap<NodeName, Extents> = BTreeMap::new();
+        let Some(disk) = self.pool.disk(id) else { return out };
+        for (volume, run) in self.pool.owners(id) {
+            let holders = self.volumes.get(&volume).map(|v| v.record.access.holders()).unwrap_or_default();
+            // Of two holders one is about to go: the first is enough to say that it is lent.
+            if let Some(borrower) = holders.into_iter().find(|h| *h != disk.node) {
+                let n = out.entry(borrower).or_default();
+                *n = n.plus(run.count);
+            }
+        }
+        out
+    }
+
+    /// Sets offers in the index, but for disks that were allocated from or freed meanwhile: the next round has those.
+    pub(super) fn set_offers(&mut self, offers: Vec<SetOffer>) {
+        for o in offers {
+            if self.pool.usage(o.disk).is_none_or(|u| u.free != o.free_then) {
+                continue;
+            }
+            if let Err(e) = self.pool.set_offer(o.disk, o.offer) {
+                tracing::warn!(disk = %o.disk, error = %e, "the index refused an offer");
+            }
+        }
+    }
+}
