@@ -1,6 +1,6 @@
 //! What a controller measures, for `/metrics`.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use observe::{
     Operations,
