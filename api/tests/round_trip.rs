@@ -83,7 +83,7 @@ fn params() -> impl Strategy<Value = VolumeParams> {
 }
 
 fn mode() -> impl Strategy<Value = Mode> {
-    (any::<bool>(), any::<bool>()).prop_map(|(read_only, multi_node)| Mode { read_only, multi_node })
+    (any::<bool>(), any::<bool>()).prop_map(|(read_only, multi_node)| Mode { read_only, multi_node, upkeep: false })
 }
 
 fn access() -> impl Strategy<Value = Access> {

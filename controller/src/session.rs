@@ -124,7 +124,7 @@ impl node_session_server::NodeSession for Service {
         let r = request.into_inner();
         let node = check(proven.as_ref(), &r.node)?;
         let id = volume(&r.volume)?;
-        let mode = Mode { read_only: r.read_only, multi_node: r.multi_node };
+        let mode = Mode { read_only: r.read_only, multi_node: r.multi_node, upkeep: false };
         let capability = Capability { block: r.block, fs_type: String::new(), mode };
         let a = self.core.attach(id, node, capability, true).await.map_err(|e| status(&e))?;
         let (epoch, size_bytes, fs_type) = (a.epoch.get(), a.size.get(), a.fs_type);

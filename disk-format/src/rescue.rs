@@ -86,7 +86,7 @@ pub fn rebuild_map(runs: impl IntoIterator<Item = (DiskId, RunEntry)>) -> Result
         let count = Extents::new(whole.ok_or(RebuildError::Unlike(start))?);
         start.checked_add(count).ok_or(RebuildError::Unlike(start))?;
         let legs = legs.into_values().map(|(disk, r)| Leg { disk, first: r.first }).collect();
-        map.push(Segment { start, count, legs, stripe: one.stripe });
+        map.push(Segment { start, count, legs, stripe: one.stripe, spare: None });
     }
     map.check()?;
     Ok(map)

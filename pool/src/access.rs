@@ -31,6 +31,14 @@ pub struct Mode {
     pub read_only: bool,
     /// Asked for under an access mode that admits several nodes (CSI `MULTI_NODE_*`).
     pub multi_node: bool,
+    /// Held by the controller's own wish, to move extents while nobody uses the volume. Yields to whoever asks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub upkeep: bool,
+}
+
+impl Mode {
+    /// How a volume that nobody uses is held while its extents move.
+    pub const UPKEEP: Mode = Mode { read_only: false, multi_node: false, upkeep: true };
 }
 
 /// Who has access, by decision on record.
@@ -313,6 +321,42 @@ impl AccessState {
         }
     }
 
+    /// The node that holds it for the controller's own work, where nobody uses it.
+    pub fn upkeeper(&self) -> Option<&NodeName> {
+        match &self.access {
+            Access::Attached { holders } => holders.iter().find(|(_, m)| m.upkeep).map(|(n, _)| n),
+            Access::Detached
+            | Access::Granting { .. }
+            | Access::Guarded { .. }
+            | Access::CuttingOver { .. } => None,
+        }
+    }
+
+    /// Nodes that people use it on: [`AccessState::holders`] but for the controller's own.
+    pub fn users(&self) -> Vec<NodeName> {
+        if self.upkeeper().is_some() { vec![] } else { self.holders() }
+    }
+
+    /// The one node that writes to it, attached and settled, while nobody is leaving.
+    pub fn sole_holder(&self) -> Option<&NodeName> {
+        match &self.access {
+            Access::Attached { holders } if holders.len() == 1 && self.leaving.is_empty() => {
+                holders.first_key_value().filter(|(_, m)| !m.read_only).map(|(n, _)| n)
+            }
+            Access::Detached
+            | Access::Granting { .. }
+            | Access::Attached { .. }
+            | Access::Guarded { .. }
+            | Access::CuttingOver { .. } => None,
+        }
+    }
+
+    /// Whether `node` has, gets or is losing access.
+    pub fn concerns(&self, node: &NodeName) -> bool {
+        let left = matches!(&self.access, Access::CuttingOver { source, .. } if source == node);
+        left || self.leaving.contains_key(node) || self.holders().contains(node)
+    }
+
     /// Nobody has access and nobody's former access is left: the volume may be deleted.
     pub fn is_idle(&self) -> bool {
         self.access == Access::Detached && self.leaving.is_empty()
@@ -342,7 +386,12 @@ impl AccessState {
             return Err(Refusal::StillLeaving { node: node.clone() });
         }
         let alive = |n: &NodeName| (facts.alive)(n);
+        if let Some(keeper) = self.upkeeper() {
+            return Ok(self.take_over(keeper, node, mode, facts));
+        }
         match &self.access {
+            // The controller's own work waits for nobody.
+            _ if mode.upkeep && !self.is_idle() => Err(Refusal::InUse { holders: self.holders() }),
             Access::Detached => Ok(self.grant(node, mode, &[], &[], facts)),
             Access::Granting { node: n, mode: m } if n == node => Self::same(node, *m, mode),
             Access::Granting { node: n, .. } if alive(n) => Err(Refusal::InUse { holders: vec![n.clone()] }),
@@ -384,6 +433,26 @@ impl AccessState {
                 Ok(self.grant(node, mode, &[source], &[target], facts))
             }
             Access::CuttingOver { .. } => Err(Refusal::InUse { holders: self.holders() }),
+        }
+    }
+
+    /// A user takes the volume from the controller's own work: at once on the same node, elsewhere as from the dead.
+    fn take_over(&self, keeper: &NodeName, node: &NodeName, mode: Mode, facts: &Facts<'_>) -> Outcome {
+        if mode.upkeep {
+            return Outcome::Unchanged;
+        }
+        if keeper == node {
+            let mut next = self.bump();
+            next.access = Access::Attached { holders: BTreeMap::from([(node.clone(), mode)]) };
+            return Outcome::Changed(next, vec![Notice::Attached(node.clone())]);
+        }
+        match self.grant(node, mode, &[keeper], &[], facts) {
+            // Nobody has lost anything.
+            Outcome::Changed(next, notices) => {
+                let news = notices.into_iter().filter(|n| !matches!(n, Notice::Evicted(_)));
+                Outcome::Changed(next, news.collect())
+            }
+            Outcome::Unchanged => Outcome::Unchanged,
         }
     }
 
@@ -628,7 +697,7 @@ impl AccessState {
 
     /// The one holder after a migration: both sides had asked for a mode that admits several nodes.
     fn sole_writer(node: &NodeName) -> Access {
-        let mode = Mode { read_only: false, multi_node: true };
+        let mode = Mode { read_only: false, multi_node: true, upkeep: false };
         Access::Attached { holders: BTreeMap::from([(node.clone(), mode)]) }
     }
 

@@ -10,6 +10,7 @@ pub mod free;
 pub mod goals;
 pub mod ids;
 pub mod layout;
+pub mod moving;
 pub mod names;
 pub mod record;
 pub mod stack;

@@ -20,6 +20,8 @@ pub enum DmRole {
     WriteLeg(VolumeId),
     /// Bio-based multipath above one imported slice.
     Leg(VolumeId, DiskId),
+    /// The mirror through which a volume's consumer fills a spare.
+    Mirror(VolumeId),
     /// A lender's slice for one consumer; the tag is [`consumer_tag`].
     Slice(VolumeId, DiskId, u64),
 }
@@ -34,6 +36,7 @@ impl DmRole {
             DmRole::Top(v)
             | DmRole::Map(v)
             | DmRole::WriteLeg(v)
+            | DmRole::Mirror(v)
             | DmRole::Leg(v, _)
             | DmRole::Slice(v, _, _) => *v,
         }
@@ -45,6 +48,7 @@ impl DmRole {
             DmRole::Top(v) => format!("weir-{v}"),
             DmRole::Map(v) => format!("weir-{v}-map"),
             DmRole::WriteLeg(v) => format!("weir-{v}-wr"),
+            DmRole::Mirror(v) => format!("weir-{v}-mirror"),
             DmRole::Leg(v, d) => format!("weir-{v}-leg-{d}"),
             DmRole::Slice(v, d, c) => format!("weir-{}-slice-{}-{c:016x}", v.simple(), d.simple()),
         }
@@ -56,6 +60,7 @@ impl DmRole {
             DmRole::Top(v) => format!("{DM_UUID_PREFIX}top-{}", v.simple()),
             DmRole::Map(v) => format!("{DM_UUID_PREFIX}map-{}", v.simple()),
             DmRole::WriteLeg(v) => format!("{DM_UUID_PREFIX}wr-{}", v.simple()),
+            DmRole::Mirror(v) => format!("{DM_UUID_PREFIX}mirror-{}", v.simple()),
             DmRole::Leg(v, d) => format!("{DM_UUID_PREFIX}leg-{}-{}", v.simple(), d.simple()),
             DmRole::Slice(v, d, c) => format!("{DM_UUID_PREFIX}slice-{}-{}-{c:016x}", v.simple(), d.simple()),
         }
@@ -70,6 +75,7 @@ impl DmRole {
             "top" => DmRole::Top(volume),
             "map" => DmRole::Map(volume),
             "wr" => DmRole::WriteLeg(volume),
+            "mirror" => DmRole::Mirror(volume),
             "leg" => DmRole::Leg(volume, parts.next()?.parse().ok()?),
             "slice" => {
                 let disk = parts.next()?.parse().ok()?;
@@ -172,6 +178,7 @@ mod tests {
             DmRole::Top(v),
             DmRole::Map(v),
             DmRole::WriteLeg(v),
+            DmRole::Mirror(v),
             DmRole::Leg(v, d),
             DmRole::Slice(v, d, u64::MAX),
         ]

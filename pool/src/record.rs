@@ -16,6 +16,7 @@ use crate::{
     free::FreeRun,
     ids::{DiskId, Epoch, NodeName, PoolName, VolumeId},
     layout::params::{ClaimRef, VolumeParams},
+    moving::Moving,
     units::{Bytes, ExtentSize, Extents},
     volume::{Map, Run},
 };
@@ -98,6 +99,9 @@ pub struct VolumeRecord {
     /// Where it is in its life.
     #[serde(default)]
     pub lifecycle: Lifecycle,
+    /// The move under way: there is one exactly while the map has a spare.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Moving>,
     /// What is still to be wiped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retired: Vec<Retired>,
@@ -167,7 +171,7 @@ impl VolumeRecord {
         for r in self.map.runs() {
             by_disk.entry(r.disk).or_default().push(Stretch { first: r.first, count: r.count });
         }
-        let mut next = Self { map: Map::default(), ..self.clone() };
+        let mut next = Self { map: Map::default(), moving: None, ..self.clone() };
         for (disk, mut runs) in by_disk {
             runs.sort();
             next.retired.push(Retired { wipe: draw(), disk, runs });
@@ -305,7 +309,7 @@ impl Record {
     /// Whether nodes may be told anything because of it as it stands.
     pub fn has_goals(&self) -> bool {
         match self {
-            Record::Volume(v) => !v.access.is_idle() || !v.retired.is_empty(),
+            Record::Volume(v) => !v.access.is_idle() || !v.retired.is_empty() || v.moving.is_some(),
             Record::Disk(_) => true,
             Record::Node(_) => false,
         }
@@ -363,6 +367,7 @@ mod tests {
             count: Extents::new(count),
             legs: vec![Leg { disk: DiskId::from_u128(disk), first: Extents::new(first) }],
             stripe: None,
+            spare: None,
         };
         VolumeRecord {
             id: VolumeId::from_u128(1),
@@ -374,6 +379,7 @@ mod tests {
             map: Map(vec![seg(0, 4, 1, 10), seg(4, 2, 2, 0), seg(6, 1, 1, 3)]),
             access: AccessState::default(),
             lifecycle: Lifecycle::Deleting,
+            moving: None,
             retired: vec![],
             history: vec![],
             explanation: None,

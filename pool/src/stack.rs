@@ -11,7 +11,7 @@ use crate::{
     ids::{DiskId, NodeName, SliceId, VolumeId},
     names::{self, DmRole},
     units::{ExtentSize, Sectors},
-    volume::{Map, Segment},
+    volume::{Leg, Map, Segment},
 };
 
 /// A device by what it is for.
@@ -51,6 +51,14 @@ pub enum Target {
     Multipath {
         /// The path.
         path: Dev,
+    },
+    /// Every write goes to both, reads to the first, which is copied to the second. A write that fails on either is
+    /// held until the table is swapped.
+    Mirror {
+        /// Sectors that are copied at a time.
+        region: Sectors,
+        /// The leg and the spare, each with its first sector.
+        legs: [(Dev, Sectors); 2],
     },
     /// Passes reads, fails writes and discards.
     FailWrites {
@@ -121,13 +129,27 @@ impl StackInput<'_> {
         Row { start: self.extent_size.sectors_of(s.start), len: self.extent_size.sectors_of(s.count), target }
     }
 
+    /// Where this node finds a place of a segment.
+    fn place(&self, s: &Segment, l: &Leg) -> (Dev, Sectors) {
+        if (self.is_local)(l.disk) {
+            (Dev::Disk(l.disk), self.extent_size.sectors_of(l.first))
+        } else {
+            (Dev::Dm(DmRole::Leg(self.volume, l.disk)), self.extent_size.sectors_of(s.start))
+        }
+    }
+
     /// Sectors of the whole volume.
     pub fn size(&self) -> Sectors {
         self.extent_size.sectors_of(self.map.extents())
     }
 }
 
-/// The devices of a consumer from the bottom up: legs, then (behind a guard) map and write leg, then the top.
+/// Sectors that a mirror copies at a time: an extent (4 MiB at least) is a whole number of them, and a write waits
+/// for at most one of them to be copied.
+pub const MIRROR_REGION: Sectors = Sectors::new(1024);
+
+/// The devices of a consumer from the bottom up: legs, then (while a writer fills a spare) the mirror, or (behind a
+/// guard) map and write leg, then the top.
 pub fn plan_consumer(i: &StackInput<'_>, state: TopState) -> Vec<DmDevice> {
     let top = DmRole::Top(i.volume);
     let device = |role, rows, read_only| DmDevice { role, rows, read_only };
@@ -147,7 +169,9 @@ pub fn plan_consumer(i: &StackInput<'_>, state: TopState) -> Vec<DmDevice> {
             device(DmRole::Leg(i.volume, d), vec![row], false)
         })
         .collect();
-    let real = plan_map_rows(i);
+    let mirror = plan_mirror(i).filter(|_| state == TopState::Open { read_only: false });
+    let real = plan_rows(i, mirror.is_some());
+    out.extend(mirror);
     match state {
         TopState::Open { read_only } => out.push(device(top, real, read_only)),
         TopState::Guarded => {
@@ -164,23 +188,37 @@ pub fn plan_consumer(i: &StackInput<'_>, state: TopState) -> Vec<DmDevice> {
     out
 }
 
+/// The mirror that fills the map's spare.
+fn plan_mirror(i: &StackInput<'_>) -> Option<DmDevice> {
+    let (s, spare) = i.map.spare().filter(|(_, p)| p.filling)?;
+    let leg = s.legs.get(spare.leg as usize)?;
+    let legs = [i.place(s, leg), i.place(s, &spare.place)];
+    let len = i.extent_size.sectors_of(s.leg_count());
+    let rows =
+        vec![Row { start: Sectors::ZERO, len, target: Target::Mirror { region: MIRROR_REGION, legs } }];
+    Some(DmDevice { role: DmRole::Mirror(i.volume), rows, read_only: false })
+}
+
 /// The rows of the volume's map as this node reaches it: local runs straight, remote ones through their leg.
 pub fn plan_map_rows(i: &StackInput<'_>) -> Vec<Row> {
+    plan_rows(i, false)
+}
+
+/// The rows of the map; `mirrored`: a leg whose spare is being filled is reached through the mirror.
+fn plan_rows(i: &StackInput<'_>, mirrored: bool) -> Vec<Row> {
     let mut rows: Vec<Row> = vec![];
-    let place = |s: &Segment, l: &crate::volume::Leg| {
-        if (i.is_local)(l.disk) {
-            (Dev::Disk(l.disk), i.extent_size.sectors_of(l.first))
-        } else {
-            (Dev::Dm(DmRole::Leg(i.volume, l.disk)), i.extent_size.sectors_of(s.start))
-        }
-    };
     for s in &i.map.0 {
+        let filled = s.spare.filter(|p| mirrored && p.filling).map(|p| p.leg as usize);
+        let place = |(n, l)| match filled {
+            Some(leg) if leg == n => (Dev::Dm(DmRole::Mirror(i.volume)), Sectors::ZERO),
+            Some(_) | None => i.place(s, l),
+        };
         let target = match s.stripe {
             Some(st) => {
-                Target::Striped { chunk: st.chunk, legs: s.legs.iter().map(|l| place(s, l)).collect() }
+                Target::Striped { chunk: st.chunk, legs: s.legs.iter().enumerate().map(place).collect() }
             }
             None => {
-                let (dev, offset) = place(s, &s.legs[0]);
+                let (dev, offset) = place((0, &s.legs[0]));
                 Target::Linear { dev, offset }
             }
         };
@@ -192,7 +230,7 @@ pub fn plan_map_rows(i: &StackInput<'_>) -> Vec<Row> {
 /// Sectors of the slice on `disk`: up to the end of the last segment that it holds.
 pub fn slice_size(map: &Map, extent_size: ExtentSize, disk: DiskId) -> Sectors {
     let end =
-        map.0.iter().filter(|s| s.legs.iter().any(|l| l.disk == disk)).map(|s| s.start.plus(s.leg_count()));
+        map.0.iter().filter(|s| s.places().any(|l| l.disk == disk)).map(|s| s.start.plus(s.leg_count()));
     extent_size.sectors_of(end.max().unwrap_or_default())
 }
 
@@ -201,7 +239,7 @@ pub fn plan_slice_rows(map: &Map, extent_size: ExtentSize, disk: DiskId) -> Vec<
     let mut rows: Vec<Row> = vec![];
     let mut at = Sectors::ZERO;
     for s in &map.0 {
-        let Some(leg) = s.legs.iter().find(|l| l.disk == disk) else { continue };
+        let Some(leg) = s.places().find(|l| l.disk == disk) else { continue };
         let start = extent_size.sectors_of(s.start);
         if at < start {
             rows.push(Row { start: at, len: start.minus(at), target: Target::Hole });
@@ -240,6 +278,7 @@ mod tests {
             count: Extents::new(count),
             legs: vec![Leg { disk: DiskId::from_u128(disk), first: Extents::new(first) }],
             stripe: None,
+            spare: None,
         }
     }
 
@@ -294,6 +333,7 @@ mod tests {
                 Leg { disk: DiskId::from_u128(2), first: Extents::new(60) },
             ],
             stripe: Some(crate::volume::Stripe { chunk: Sectors::new(128) }),
+            spare: None,
         };
         let map = Map(vec![seg(0, 4, 1, 10), seg(4, 3, 2, 0), seg(7, 2, 1, 30), striped]);
         assert_eq!(map.check(), Ok(()));

@@ -35,6 +35,22 @@ pub struct Segment {
     /// holding `count / stripes` extents. `None` for everything else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stripe: Option<Stripe>,
+    /// A second place of one leg, while a move goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spare: Option<Spare>,
+}
+
+/// A second place of the extents of one leg, as long as the leg's own and never the truth: being filled, or being
+/// given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Spare {
+    /// Whose place it is: an index of the segment's legs.
+    pub leg: u32,
+    /// Where.
+    pub place: Leg,
+    /// The consumer copies the leg there and writes to both. Otherwise nobody reads or writes it any more, once
+    /// everybody has heard.
+    pub filling: bool,
 }
 
 /// How a striped segment interleaves its legs.
@@ -81,10 +97,15 @@ impl Segment {
         }
     }
 
-    /// The runs it occupies, one a leg.
+    /// The places that it occupies: its legs', then its spare's.
+    pub fn places(&self) -> impl Iterator<Item = Leg> + '_ {
+        self.legs.iter().copied().chain(self.spare.map(|s| s.place))
+    }
+
+    /// The runs it occupies, one a place.
     pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
         let count = self.leg_count();
-        self.legs.iter().map(move |l| Run { disk: l.disk, first: l.first, count })
+        self.places().map(move |l| Run { disk: l.disk, first: l.first, count })
     }
 }
 
@@ -109,7 +130,7 @@ pub enum MapFault {
     /// A segment without extents or legs.
     #[error("segment {0} is empty")]
     Empty(usize),
-    /// A segment whose legs share a disk, or whose stripes do not divide it.
+    /// A segment whose legs or spare share a disk, whose stripes do not divide it, or whose spare is of no leg.
     #[error("segment {0} has legs that do not fit together")]
     Legs(usize),
 }
@@ -120,14 +141,14 @@ impl Map {
         self.0.last().map_or(Extents::ZERO, Segment::end)
     }
 
-    /// Every run of every leg, in the map's order.
+    /// Every run of every leg and spare, in the map's order.
     pub fn runs(&self) -> impl Iterator<Item = Run> + '_ {
         self.0.iter().flat_map(Segment::runs)
     }
 
     /// The disks it lies on.
     pub fn disks(&self) -> BTreeSet<DiskId> {
-        self.0.iter().flat_map(|s| s.legs.iter().map(|l| l.disk)).collect()
+        self.0.iter().flat_map(|s| s.places().map(|l| l.disk)).collect()
     }
 
     /// Holds the invariants against it.
@@ -140,14 +161,15 @@ impl Map {
             if s.count.is_zero() || s.legs.is_empty() {
                 return Err(MapFault::Empty(index));
             }
-            let distinct: BTreeSet<_> = s.legs.iter().map(|l| l.disk).collect();
+            let distinct: BTreeSet<_> = s.places().map(|l| l.disk).collect();
+            let of_a_leg = s.spare.is_none_or(|p| (p.leg as usize) < s.legs.len());
             let divides = match s.stripe {
                 Some(st) => {
                     s.count.get().is_multiple_of(s.legs.len() as u64) && st.chunk.get().is_power_of_two()
                 }
                 None => true,
             };
-            if distinct.len() != s.legs.len() || !divides {
+            if distinct.len() != s.places().count() || !divides || !of_a_leg {
                 return Err(MapFault::Legs(index));
             }
             expected = s.end();
@@ -155,11 +177,93 @@ impl Map {
         Ok(())
     }
 
+    /// The segment with a spare, of which a map has one at most.
+    pub fn spare(&self) -> Option<(&Segment, Spare)> {
+        self.0.iter().find_map(|s| Some((s, s.spare?)))
+    }
+
+    /// The map with a spare for `count` extents from `start` on, of leg `leg`: a linear segment is cut for it, a
+    /// striped one gives a whole leg. `None` when the extents are not of one such segment, or a spare is there already.
+    #[must_use]
+    pub fn with_spare(&self, start: Extents, count: Extents, leg: u32, place: Leg) -> Option<Map> {
+        if count.is_zero() || self.spare().is_some() {
+            return None;
+        }
+        let at = self.0.iter().position(|s| s.start <= start && start < s.end())?;
+        let s = &self.0[at];
+        let end = start.checked_add(count).filter(|e| *e <= s.end())?;
+        let spare = Some(Spare { leg, place, filling: true });
+        let mut parts = vec![];
+        match s.stripe {
+            Some(_) if start != s.start || count != s.leg_count() => return None,
+            Some(_) => parts.push(Segment { spare, ..s.clone() }),
+            None => {
+                let part = |from: Extents, to: Extents, spare| {
+                    let skip = from.minus(s.start);
+                    let legs =
+                        s.legs.iter().map(|l| Leg { disk: l.disk, first: l.first.plus(skip) }).collect();
+                    Segment { start: from, count: to.minus(from), legs, stripe: None, spare }
+                };
+                if s.start < start {
+                    parts.push(part(s.start, start, None));
+                }
+                parts.push(part(start, end, spare));
+                if end < s.end() {
+                    parts.push(part(end, s.end(), None));
+                }
+            }
+        }
+        let mut next = self.clone();
+        next.0.splice(at..=at, parts);
+        next.check().is_ok().then_some(next)
+    }
+
+    /// The map in which the filled spare is the leg, and the leg's former place the spare that is given up; as it is
+    /// without a spare that is being filled.
+    #[must_use]
+    pub fn switched(&self) -> Map {
+        let mut next = self.clone();
+        for s in &mut next.0 {
+            if let Some(p) = s.spare.as_mut().filter(|p| p.filling)
+                && let Some(leg) = s.legs.get_mut(p.leg as usize)
+            {
+                std::mem::swap(leg, &mut p.place);
+                p.filling = false;
+            }
+        }
+        next
+    }
+
+    /// The map in which a spare that was being filled is given up.
+    #[must_use]
+    pub fn unfilled(&self) -> Map {
+        let mut next = self.clone();
+        for s in &mut next.0 {
+            if let Some(p) = s.spare.as_mut() {
+                p.filling = false;
+            }
+        }
+        next
+    }
+
+    /// The map without its spare, and the run that it gave up.
+    pub fn without_spare(&self) -> (Map, Option<Run>) {
+        let run =
+            self.spare().map(|(s, p)| Run { disk: p.place.disk, first: p.place.first, count: s.leg_count() });
+        let mut next = Map::default();
+        for s in &self.0 {
+            next.push(Segment { spare: None, ..s.clone() });
+        }
+        (next, run)
+    }
+
     /// Appends `s`, merging it into the last segment where it continues it on the same disk.
     pub fn push(&mut self, s: Segment) {
         if let Some(last) = self.0.last_mut()
             && last.stripe.is_none()
             && s.stripe.is_none()
+            && last.spare.is_none()
+            && s.spare.is_none()
             && last.end() == s.start
             && last.legs.len() == s.legs.len()
             && last
@@ -185,7 +289,38 @@ mod tests {
             count: Extents::new(count),
             legs: vec![Leg { disk: DiskId::from_u128(disk), first: Extents::new(first) }],
             stripe: None,
+            spare: None,
         }
+    }
+
+    #[test]
+    fn a_spare_comes_switches_and_goes() {
+        let d = DiskId::from_u128;
+        let m = Map(vec![seg(0, 8, 1, 10), seg(8, 4, 2, 0)]);
+        let place = Leg { disk: d(3), first: Extents::new(50) };
+        let with = m.with_spare(Extents::new(2), Extents::new(4), 0, place).expect("it fits");
+        assert_eq!(with.check(), Ok(()));
+        assert_eq!(with.0.iter().map(|s| s.count.get()).collect::<Vec<_>>(), [2, 4, 2, 4]);
+        assert_eq!(with.runs().map(|r| r.count.get()).sum::<u64>(), 16);
+        assert_eq!(
+            with.unfilled().without_spare(),
+            (m.clone(), Some(Run { disk: d(3), first: Extents::new(50), count: Extents::new(4) }))
+        );
+        let (done, left) = with.switched().without_spare();
+        assert_eq!(left, Some(Run { disk: d(1), first: Extents::new(12), count: Extents::new(4) }));
+        assert_eq!(done.0[1].legs, [place]);
+        assert_eq!(done.check(), Ok(()));
+        // Back home, the map is as it was.
+        let home = Leg { disk: d(1), first: Extents::new(12) };
+        let back = done.with_spare(Extents::new(2), Extents::new(4), 0, home).expect("it fits");
+        assert_eq!(back.switched().without_spare().0, m);
+        for (start, count, leg, disk) in
+            [(2, 4, 1, 3), (2, 4, 0, 1), (6, 4, 0, 3), (2, 0, 0, 3), (20, 1, 0, 3)]
+        {
+            let place = Leg { disk: d(disk), first: Extents::new(50) };
+            assert_eq!(m.with_spare(Extents::new(start), Extents::new(count), leg, place), None);
+        }
+        assert_eq!(with.with_spare(Extents::new(9), Extents::new(1), 0, place), None, "one at a time");
     }
 
     #[test]

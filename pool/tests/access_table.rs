@@ -13,7 +13,7 @@ use pool::{
     volume::{Leg, Map, Segment},
 };
 
-const WRITER: Mode = Mode { read_only: false, multi_node: true };
+const WRITER: Mode = Mode { read_only: false, multi_node: true, upkeep: false };
 
 fn node(s: &str) -> NodeName {
     s.parse().expect("is a node name")
@@ -34,6 +34,7 @@ fn map() -> Map {
         count: Extents::new(1),
         legs: vec![Leg { disk: disk(d), first: Extents::ZERO }],
         stripe: None,
+        spare: None,
     };
     Map(vec![segment(0, 1), segment(1, 2)])
 }

@@ -165,6 +165,7 @@ impl Engine {
             map: plan.map,
             access: AccessState::default(),
             lifecycle: Lifecycle::Active,
+            moving: None,
             retired: vec![],
             history: vec![],
             explanation: Some(plan.explanation),

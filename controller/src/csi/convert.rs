@@ -31,11 +31,11 @@ pub(super) fn parse_capability(c: &VolumeCapability) -> Result<Capability, Statu
     let mode = match mode {
         CsiMode::Unknown => return Err(Status::invalid_argument("volume capability has no access mode")),
         CsiMode::SingleNodeWriter | CsiMode::SingleNodeSingleWriter | CsiMode::SingleNodeMultiWriter => {
-            Mode { read_only: false, multi_node: false }
+            Mode { read_only: false, multi_node: false, upkeep: false }
         }
-        CsiMode::SingleNodeReaderOnly => Mode { read_only: true, multi_node: false },
-        CsiMode::MultiNodeReaderOnly => Mode { read_only: true, multi_node: true },
-        CsiMode::MultiNodeMultiWriter if block => Mode { read_only: false, multi_node: true },
+        CsiMode::SingleNodeReaderOnly => Mode { read_only: true, multi_node: false, upkeep: false },
+        CsiMode::MultiNodeReaderOnly => Mode { read_only: true, multi_node: true, upkeep: false },
+        CsiMode::MultiNodeMultiWriter if block => Mode { read_only: false, multi_node: true, upkeep: false },
         CsiMode::MultiNodeMultiWriter => {
             return Err(Status::invalid_argument(
                 "ReadWriteMany is offered for raw block volumes only (volumeMode: Block): a file system that two \

@@ -87,7 +87,7 @@ async fn clean(name: &str) -> Client {
 
 fn attached(i: u64) -> Record {
     let Record::Volume(mut v) = volume(i) else { panic!("no volume") };
-    let mode = Mode { read_only: false, multi_node: false };
+    let mode = Mode { read_only: false, multi_node: false, upkeep: false };
     v.access.access = Access::Attached { holders: BTreeMap::from([("n1".parse().unwrap(), mode)]) };
     Record::Volume(v)
 }

@@ -30,7 +30,7 @@ pub(crate) const RWX: Capability = capability(true, false);
 pub(crate) const ROX: Capability = capability(true, true);
 
 const fn capability(multi_node: bool, read_only: bool) -> Capability {
-    Capability { block: true, fs_type: String::new(), mode: Mode { read_only, multi_node } }
+    Capability { block: true, fs_type: String::new(), mode: Mode { read_only, multi_node, upkeep: false } }
 }
 
 pub(crate) fn extents(n: u64) -> Bytes {

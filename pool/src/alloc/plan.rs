@@ -314,7 +314,7 @@ fn write(view: &View<'_>, shares: &[Share]) -> Plan {
         Layout::Linear | Layout::WholeDisk | Layout::Mirrored { .. } => {
             for r in &added {
                 let legs = vec![Leg { disk: r.disk, first: r.first }];
-                map.push(Segment { start: map.extents(), count: r.count, legs, stripe: None });
+                map.push(Segment { start: map.extents(), count: r.count, legs, stripe: None, spare: None });
             }
         }
     }
@@ -353,7 +353,7 @@ fn push_span(map: &mut Map, span: &Span, chunk: Sectors) {
         return;
     }
     let legs = span.legs.iter().map(|(d, f)| Leg { disk: *d, first: Extents::new(*f) }).collect();
-    map.0.push(Segment { start: map.extents(), count, legs, stripe });
+    map.0.push(Segment { start: map.extents(), count, legs, stripe, spare: None });
 }
 
 fn finish(view: &View<'_>, map: Map, added: Vec<Run>, shares: &[Share]) -> Plan {

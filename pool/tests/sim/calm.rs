@@ -184,7 +184,7 @@ impl World {
 
     /// Every volume can be had by any node, which can write all of it.
     fn use_all(&mut self) -> Checked {
-        let mode = Mode { read_only: false, multi_node: false };
+        let mode = Mode { read_only: false, multi_node: false, upkeep: false };
         let all: Vec<V> = self.store.records.keys().copied().collect();
         for v in all {
             if self.store.is_deleting(v) {

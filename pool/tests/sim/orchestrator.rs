@@ -9,7 +9,7 @@ use crate::{
     world::World,
 };
 
-const WRITER: Mode = Mode { read_only: false, multi_node: true };
+const WRITER: Mode = Mode { read_only: false, multi_node: true, upkeep: false };
 
 impl World {
     pub(crate) fn orchestrate(&mut self) -> Checked {
@@ -46,9 +46,9 @@ impl World {
     /// Anybody asks, in any way; mostly in the way live migration wants.
     fn ask(&mut self, v: V, n: N) -> Checked {
         let mode = match self.rng.below(8) {
-            0 => Mode { read_only: true, multi_node: true },
-            1 => Mode { read_only: false, multi_node: false },
-            2 => Mode { read_only: true, multi_node: false },
+            0 => Mode { read_only: true, multi_node: true, upkeep: false },
+            1 => Mode { read_only: false, multi_node: false, upkeep: false },
+            2 => Mode { read_only: true, multi_node: false, upkeep: false },
             _ => WRITER,
         };
         self.request(v, n, mode)

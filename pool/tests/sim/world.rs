@@ -489,6 +489,7 @@ impl World {
                 count: Extents::new(1),
                 legs: vec![Leg { disk: disk_id(d), first: Extents::new(*e as u64) }],
                 stripe: None,
+                spare: None,
             });
         }
         if map.0.is_empty() {

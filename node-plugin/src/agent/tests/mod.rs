@@ -62,6 +62,7 @@ fn map(extents: u64) -> VolumeMap {
         count: Extents::new(count),
         legs: vec![Leg { disk, first: Extents::new(first) }],
         stripe: None,
+        spare: None,
     };
     let segments = vec![seg(0, 4, LOCAL, 3), seg(4, extents - 4, REMOTE, 0)];
     VolumeMap { name: "v".into(), extent_size: ExtentSize::DEFAULT, map: Map(segments) }
