@@ -34,7 +34,8 @@ pub use quantity::{BadQuantity, Quantity};
 pub use snapshot::{LogicalSnapshot, LogicalSnapshotSpec, LogicalSnapshotStatus};
 pub use volume::{
     Access, AccessPhase, Choice, Claim, HistoryLine, Layout, LayoutType, Leaving, Leg, LogicalVolume,
-    LogicalVolumeSpec, LogicalVolumeStatus, Mode, Params, Placement, Rejection, Segment, Stretch,
+    LogicalVolumeSpec, LogicalVolumeStatus, Mode, Moving, Params, Placement, Rejection, Segment, Spare,
+    Stretch,
 };
 
 /// The group of all resources.

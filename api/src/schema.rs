@@ -18,6 +18,7 @@ words! {
     provisioning = Provisioning::SPELLINGS;
     fs_type = FsType::SPELLINGS;
     lifecycle = ["active", "deleting"];
+    move_cause = ["drain", "recall", "gravity", "spill", "fullness"];
     disk_class = ["hdd", "ssd", "nvme"];
     health = ["good", "suspect", "failing"];
     last_seen = ["claimed", "serving", "draining"];

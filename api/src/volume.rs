@@ -7,6 +7,7 @@ use pool::{
     alloc::{WhyChosen, WhyPassed},
     ids::{DiskId, Epoch, NodeName, PoolName},
     layout::{FsType, Locality, Provisioning, Sharing},
+    moving::MoveCause,
     record::Lifecycle,
     units::{Bytes, ExtentSize, Extents, Sectors},
 };
@@ -78,6 +79,9 @@ pub struct LogicalVolumeSpec {
     /// Where it is in its life.
     #[schemars(schema_with = "schema::lifecycle")]
     pub lifecycle: Lifecycle,
+    /// The move under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moving: Option<Moving>,
     /// What is still to be wiped.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 65536))]
@@ -196,6 +200,37 @@ pub struct Segment {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<u64>")]
     pub chunk_sectors: Option<Sectors>,
+    /// A second place of one leg, while a move goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spare: Option<Spare>,
+}
+
+/// A second place of one leg, as long as the leg's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Spare {
+    /// Index of the leg.
+    #[schemars(range(max = 63))]
+    pub leg: u32,
+    /// Where.
+    pub place: Leg,
+    /// Being filled; otherwise being given up.
+    pub filling: bool,
+}
+
+/// A move of extents that is under way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Moving {
+    /// The node that copies.
+    #[schemars(schema_with = "schema::name")]
+    pub by: NodeName,
+    /// The epoch at which the spare began to be filled, or to be given up.
+    #[schemars(with = "u64")]
+    pub since: Epoch,
+    /// Why.
+    #[schemars(schema_with = "schema::move_cause")]
+    pub cause: MoveCause,
 }
 
 /// One copy of a segment.
@@ -288,6 +323,9 @@ pub struct Mode {
     pub read_only: bool,
     /// Asked for under an access mode that admits several nodes.
     pub multi_node: bool,
+    /// Held by the controller's own wish, to move extents while nobody uses the volume.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub upkeep: bool,
 }
 
 /// A node whose access was revoked and is not yet known to be gone.

@@ -14,9 +14,10 @@ use pool::{
         FsType, Layout, Locality, Provisioning, Sharing,
         params::{ClaimRef, Limits, VolumeParams},
     },
+    moving::{MoveCause, Moving},
     record::{DiskRecord, HistoryLine, Lifecycle, NodeRecord, Retired, Stretch, VolumeRecord},
     units::{Bytes, ExtentSize, Extents, Sectors},
-    volume::{Leg, Map, Segment, Stripe},
+    volume::{Leg, Map, Segment, Spare, Stripe},
 };
 use proptest::{
     collection::{btree_map, btree_set, vec},
@@ -83,7 +84,11 @@ fn params() -> impl Strategy<Value = VolumeParams> {
 }
 
 fn mode() -> impl Strategy<Value = Mode> {
-    (any::<bool>(), any::<bool>()).prop_map(|(read_only, multi_node)| Mode { read_only, multi_node, upkeep: false })
+    (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(read_only, multi_node, upkeep)| Mode {
+        read_only,
+        multi_node,
+        upkeep,
+    })
 }
 
 fn access() -> impl Strategy<Value = Access> {
@@ -113,16 +118,24 @@ fn access_state() -> impl Strategy<Value = AccessState> {
 }
 
 fn map() -> impl Strategy<Value = Map> {
-    let part = (1..1000_u64, vec((disk_id(), num()), 1..4), option::of(0..10_u32));
+    let spare = (0..2_u32, disk_id(), num(), any::<bool>()).prop_map(|(leg, disk, first, filling)| Spare {
+        leg: leg % 2,
+        place: Leg { disk, first: Extents::new(first) },
+        filling,
+    });
+    let part = (1..1000_u64, vec((disk_id(), num()), 1..4), option::of(0..10_u32), option::of(spare));
     vec(part, 0..8).prop_map(|parts| {
         let (mut at, mut out) = (0, vec![]);
-        for (count, legs, stripe) in parts {
+        for (count, legs, stripe, spare) in parts {
+            // A spare is of a leg that there is.
+            let spare = spare.map(|s| Spare { leg: s.leg.min(legs.len() as u32 - 1), ..s });
             let count = if stripe.is_some() { count * legs.len() as u64 } else { count };
             out.push(Segment {
                 start: Extents::new(at),
                 count: Extents::new(count),
                 legs: legs.into_iter().map(|(disk, f)| Leg { disk, first: Extents::new(f) }).collect(),
                 stripe: stripe.map(|n| Stripe { chunk: Sectors::new(1 << n) }),
+                spare,
             });
             at += count;
         }
@@ -177,6 +190,17 @@ fn explanation() -> impl Strategy<Value = Explanation> {
     )
 }
 
+fn moving() -> impl Strategy<Value = Moving> {
+    let cause = prop_oneof![
+        Just(MoveCause::Drain),
+        Just(MoveCause::Recall),
+        Just(MoveCause::Gravity),
+        Just(MoveCause::Spill),
+        Just(MoveCause::Fullness),
+    ];
+    (node(), epoch(), cause).prop_map(|(by, since, cause)| Moving { by, since, cause })
+}
+
 fn volume() -> impl Strategy<Value = VolumeRecord> {
     let line =
         (num(), num(), text()).prop_map(|(sequence, unix_ms, text)| HistoryLine { sequence, unix_ms, text });
@@ -185,10 +209,17 @@ fn volume() -> impl Strategy<Value = VolumeRecord> {
     let lifecycle = prop_oneof![Just(Lifecycle::Active), Just(Lifecycle::Deleting)];
     (
         (any::<u128>(), text(), pool_name(), extent_size(), params(), claim),
-        (map(), access_state(), lifecycle, vec(retired(), 0..3), vec(line, 0..4), option::of(explanation())),
+        (
+            map(),
+            access_state(),
+            (lifecycle, option::of(moving())),
+            vec(retired(), 0..3),
+            vec(line, 0..4),
+            option::of(explanation()),
+        ),
     )
         .prop_map(|((id, name, pool, extent_size, params, claim), rest)| {
-            let (map, access, lifecycle, retired, history, explanation) = rest;
+            let (map, access, (lifecycle, moving), retired, history, explanation) = rest;
             VolumeRecord {
                 id: VolumeId::from_u128(id),
                 name,
@@ -199,6 +230,7 @@ fn volume() -> impl Strategy<Value = VolumeRecord> {
                 map,
                 access,
                 lifecycle,
+                moving,
                 retired,
                 history,
                 explanation,

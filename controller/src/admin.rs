@@ -2,10 +2,15 @@
 
 use std::sync::Arc;
 
-use csi_proto::admin::{SurveyRequest, SurveyResponse, admin_server::Admin};
+use csi_proto::admin::{
+    DrainRequest, DrainResponse, SurveyRequest, SurveyResponse, admin_server::Admin, drain_request,
+};
 use tonic::{Request, Response, Status};
 
-use crate::api::Api;
+use crate::{
+    api::{Api, DrainTarget},
+    status::status,
+};
 
 /// The Admin service of a controller.
 pub struct AdminService {
@@ -26,5 +31,19 @@ impl Admin for AdminService {
         let json = serde_json::to_string(&survey)
             .map_err(|e| Status::internal(format!("the survey cannot be rendered: {e}")))?;
         Ok(Response::new(SurveyResponse { json }))
+    }
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainResponse>, Status> {
+        let r = request.into_inner();
+        let bad = |e: pool::ids::BadId| Status::invalid_argument(e.to_string());
+        let target = match r.target {
+            Some(drain_request::Target::Disk(d)) => DrainTarget::Disk(d.parse().map_err(bad)?),
+            Some(drain_request::Target::Node(n)) => DrainTarget::Node(n.parse().map_err(bad)?),
+            None => return Err(Status::invalid_argument("a disk or a node is needed")),
+        };
+        let rows = self.api.drain(target, r.undo, r.dry_run).await.map_err(|e| status(&e))?;
+        let json = serde_json::to_string(&rows)
+            .map_err(|e| Status::internal(format!("the answer cannot be rendered: {e}")))?;
+        Ok(Response::new(DrainResponse { json }))
     }
 }

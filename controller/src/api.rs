@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use pool::{
     access::Mode,
     ids::{DiskId, Epoch, NodeName, PoolName, VolumeId},
+    moving::MoveCause,
     units::Bytes,
 };
 
@@ -119,6 +120,9 @@ pub enum ApiError {
     /// There is no such node.
     #[error("node {0} is not known: no weir-node has ever reported from it")]
     NoNode(String),
+    /// There is no such disk.
+    #[error("disk {0} is not on record")]
+    NoDisk(DiskId),
     /// The name is taken by a volume that differs from the request.
     #[error("a volume named {name:?} exists already and differs: {difference}")]
     Exists {
@@ -201,6 +205,9 @@ pub trait Api: Send + Sync + 'static {
     async fn ready(&self) -> Result<(), String>;
     /// The pool for people and tests: every disk, volume and loan, as JSON-ready data.
     async fn survey(&self) -> Survey;
+
+    /// Has disks emptied, or (`undo`) no longer; `dry_run` only says what there is to do.
+    async fn drain(&self, target: DrainTarget, undo: bool, dry_run: bool) -> Result<Vec<DrainRow>, ApiError>;
 }
 
 /// The pool at a glance.
@@ -214,6 +221,59 @@ pub struct Survey {
     pub disks: Vec<DiskRow>,
     /// Volumes.
     pub volumes: Vec<VolumeRow>,
+    /// Moves of extents that are under way.
+    pub moves: Vec<MoveRow>,
+    /// Disks that are being emptied.
+    pub drains: Vec<DrainRow>,
+}
+
+/// What is to be emptied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DrainTarget {
+    /// A disk.
+    Disk(DiskId),
+    /// Every disk of a node.
+    Node(NodeName),
+}
+
+/// A move of extents.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct MoveRow {
+    /// Whose.
+    pub volume: VolumeId,
+    /// The disk that they leave.
+    pub from: DiskId,
+    /// The disk that they go to.
+    pub to: DiskId,
+    /// The node that copies.
+    pub by: NodeName,
+    /// Why.
+    pub cause: MoveCause,
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Bytes copied so far.
+    pub copied: u64,
+    /// Still being copied; afterwards the place that is left is being given up.
+    pub filling: bool,
+}
+
+/// A disk that is being emptied, or could be.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct DrainRow {
+    /// The disk.
+    pub disk: DiskId,
+    /// Its node.
+    pub node: NodeName,
+    /// Volumes that have extents there.
+    pub volumes: usize,
+    /// Bytes of theirs.
+    pub left_bytes: u64,
+    /// Bytes that wait to be wiped.
+    pub wiping_bytes: u64,
+    /// Seconds until nothing is left, at the pace so far.
+    pub eta_s: Option<u64>,
+    /// Volumes that cannot leave now, each with why: the first few.
+    pub blocked: Vec<(String, String)>,
 }
 
 /// A node at a glance.

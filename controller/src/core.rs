@@ -10,6 +10,8 @@ mod grow;
 mod handle;
 mod lending;
 mod measures;
+mod mover;
+mod moves;
 mod nodes;
 mod publish;
 mod query;

@@ -47,6 +47,14 @@ pub enum Cause {
     Erase,
     /// A volume grows.
     Expand,
+    /// A run of extents begins to move.
+    MoveBegin,
+    /// The new place becomes the truth.
+    MoveSwitch,
+    /// A move is called off.
+    MoveAbort,
+    /// A move is over: what it left behind is to be wiped.
+    MoveEnd,
     /// A device becomes a disk.
     Claim,
     /// Something about a disk changed: labelled, lost, found, moved.
@@ -76,6 +84,10 @@ impl Cause {
         Cause::Wiped,
         Cause::Erase,
         Cause::Expand,
+        Cause::MoveBegin,
+        Cause::MoveSwitch,
+        Cause::MoveAbort,
+        Cause::MoveEnd,
         Cause::Claim,
         Cause::Disk,
         Cause::Fresh,
@@ -88,6 +100,10 @@ impl Cause {
             Cause::Create => "create",
             Cause::Attach => "attach",
             Cause::Evict => "evict",
+            Cause::MoveBegin => "move-begin",
+            Cause::MoveSwitch => "move-switch",
+            Cause::MoveAbort => "move-abort",
+            Cause::MoveEnd => "move-end",
             Cause::Grant => "grant",
             Cause::Guard => "guard",
             Cause::CutOver => "cutover",

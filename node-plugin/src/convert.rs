@@ -8,9 +8,10 @@ use kernel::dm::dev_node_path;
 use pool::{
     goals::{ExportState, Role},
     ids::{BadId, DiskId, Epoch},
+    moving::Mirror,
     names::DmRole,
-    units::{BadExtentSize, ExtentSize, Extents, Sectors},
-    volume::{Leg, Map, MapFault, Segment, Stripe},
+    units::{BadExtentSize, Bytes, ExtentSize, Extents, Sectors},
+    volume::{Leg, Map, MapFault, Segment, Spare, Stripe},
 };
 
 use crate::agent::model::{
@@ -50,6 +51,9 @@ pub enum ConvertError {
     /// A port.
     #[error("port {0} of a remote disk is out of range")]
     Port(u32),
+    /// A spare without a place.
+    #[error("a spare has no place")]
+    NoPlace,
     /// A local disk in an otherwise remote place, or the like.
     #[error("disk {0} is listed as remote and is not in the map")]
     Stranger(DiskId),
@@ -71,11 +75,32 @@ pub fn map_from_proto(m: &proto::VolumeMap) -> Result<VolumeMap, ConvertError> {
             .map(|l| Ok(Leg { disk: l.disk.parse()?, first: within(l.first)? }))
             .collect::<Result<Vec<_>, ConvertError>>()?;
         let chunk = (s.stripe_chunk != 0).then(|| Stripe { chunk: Sectors::new(s.stripe_chunk) });
-        segments.push(Segment { start: within(s.start)?, count: within(s.count)?, legs, stripe: chunk });
+        let spare = s.spare.as_ref().map(|p| -> Result<Spare, ConvertError> {
+            let l = p.place.as_ref().ok_or(ConvertError::NoPlace)?;
+            let place = Leg { disk: l.disk.parse()?, first: within(l.first)? };
+            Ok(Spare { leg: p.leg, place, filling: p.filling })
+        });
+        segments.push(Segment {
+            start: within(s.start)?,
+            count: within(s.count)?,
+            legs,
+            stripe: chunk,
+            spare: spare.transpose()?,
+        });
     }
     let map = Map(segments);
     map.check()?;
     Ok(VolumeMap { name: m.name.clone(), extent_size, map })
+}
+
+fn mirror_to_proto(m: Mirror) -> proto::Mirror {
+    let (state, copied, total) = match m {
+        Mirror::Gone => (proto::MirrorState::MirrorGone, Bytes::ZERO, Bytes::ZERO),
+        Mirror::Copying(copied, total) => (proto::MirrorState::MirrorCopying, copied, total),
+        Mirror::Whole => (proto::MirrorState::MirrorWhole, Bytes::ZERO, Bytes::ZERO),
+        Mirror::Broken => (proto::MirrorState::MirrorBroken, Bytes::ZERO, Bytes::ZERO),
+    };
+    proto::Mirror { state: state.into(), copied_bytes: copied.get(), total_bytes: total.get() }
 }
 
 /// A map, for messages.
@@ -86,6 +111,7 @@ pub fn map_to_proto(m: &VolumeMap) -> proto::VolumeMap {
         count: s.count.get(),
         legs: s.legs.iter().map(leg).collect(),
         stripe_chunk: s.stripe.map_or(0, |c| c.chunk.get()),
+        spare: s.spare.map(|p| proto::Spare { leg: p.leg, place: Some(leg(&p.place)), filling: p.filling }),
     };
     proto::VolumeMap {
         name: m.name.clone(),
@@ -189,6 +215,7 @@ pub fn attachment_to_proto(r: &AttachmentReport) -> proto::ObservedAttachment {
         busy: r.busy,
         size_bytes: r.size.to_bytes().get(),
         queueing: r.queueing.iter().map(ToString::to_string).collect(),
+        mirror: r.mirror.map(mirror_to_proto),
         reason: r.reason.clone(),
         device_path: device,
     }

@@ -159,7 +159,7 @@ pub fn plan_consumer(i: &StackInput<'_>, state: TopState) -> Vec<DmDevice> {
     }
     let mut out: Vec<DmDevice> = i
         .map
-        .disks()
+        .used_disks()
         .into_iter()
         .filter(|d| !(i.is_local)(*d))
         .map(|d| {

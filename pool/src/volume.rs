@@ -151,6 +151,12 @@ impl Map {
         self.0.iter().flat_map(|s| s.places().map(|l| l.disk)).collect()
     }
 
+    /// The disks that its consumer reads or writes: not those of a spare that is given up.
+    pub fn used_disks(&self) -> BTreeSet<DiskId> {
+        let filled = |s: &Segment| s.spare.filter(|p| p.filling).map(|p| p.place.disk);
+        self.0.iter().flat_map(|s| s.legs.iter().map(|l| l.disk).chain(filled(s))).collect()
+    }
+
     /// Holds the invariants against it.
     pub fn check(&self) -> Result<(), MapFault> {
         let mut expected = Extents::ZERO;

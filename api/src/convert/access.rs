@@ -7,13 +7,15 @@ use crate::{Access, AccessPhase, Leaving, Mode};
 
 impl From<access::Mode> for Mode {
     fn from(m: access::Mode) -> Self {
-        Self { read_only: m.read_only, multi_node: m.multi_node }
+        let access::Mode { read_only, multi_node, upkeep } = m;
+        Self { read_only, multi_node, upkeep }
     }
 }
 
 impl From<Mode> for access::Mode {
     fn from(m: Mode) -> Self {
-        Self { read_only: m.read_only, multi_node: m.multi_node }
+        let Mode { read_only, multi_node, upkeep } = m;
+        Self { read_only, multi_node, upkeep }
     }
 }
 

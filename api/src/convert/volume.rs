@@ -9,14 +9,15 @@ use pool::{
         self,
         params::{ClaimRef, Limits, VolumeParams},
     },
+    moving,
     record::{self, Retired, VolumeRecord},
     volume::{self, Map, Stripe},
 };
 
 use super::{NotARecord, need, none};
 use crate::{
-    Access, Choice, Claim, HistoryLine, Layout, LayoutType, Leg, LogicalVolume, LogicalVolumeSpec, Params,
-    Placement, Rejection, Segment, Wipe,
+    Access, Choice, Claim, HistoryLine, Layout, LayoutType, Leg, LogicalVolume, LogicalVolumeSpec, Moving,
+    Params, Placement, Rejection, Segment, Spare, Wipe,
 };
 
 impl From<layout::Layout> for Layout {
@@ -101,23 +102,35 @@ impl TryFrom<&Params> for VolumeParams {
 
 impl From<&volume::Segment> for Segment {
     fn from(s: &volume::Segment) -> Self {
-        let volume::Segment { start, count, legs, stripe } = s;
+        let volume::Segment { start, count, legs, stripe, spare } = s;
+        let place = |l: &volume::Leg| Leg { disk: l.disk, first: l.first };
         Self {
             start: *start,
             count: *count,
-            legs: legs.iter().map(|l| Leg { disk: l.disk, first: l.first }).collect(),
+            legs: legs.iter().map(place).collect(),
             chunk_sectors: stripe.map(|Stripe { chunk }| chunk),
+            spare: spare.map(|volume::Spare { leg, place: l, filling }| Spare {
+                leg,
+                place: place(&l),
+                filling,
+            }),
         }
     }
 }
 
 impl From<&Segment> for volume::Segment {
     fn from(s: &Segment) -> Self {
+        let place = |l: &Leg| volume::Leg { disk: l.disk, first: l.first };
         Self {
             start: s.start,
             count: s.count,
-            legs: s.legs.iter().map(|l| volume::Leg { disk: l.disk, first: l.first }).collect(),
+            legs: s.legs.iter().map(place).collect(),
             stripe: s.chunk_sectors.map(|chunk| Stripe { chunk }),
+            spare: s.spare.map(|Spare { leg, place: l, filling }| volume::Spare {
+                leg,
+                place: place(&l),
+                filling,
+            }),
         }
     }
 }
@@ -170,6 +183,7 @@ impl LogicalVolume {
             map,
             access,
             lifecycle,
+            moving,
             retired,
             history,
             explanation,
@@ -192,6 +206,7 @@ impl LogicalVolume {
             access: Access::from(access),
             leaving: leaving.iter().map(|(n, l)| (n.clone(), l.into())).collect(),
             lifecycle: *lifecycle,
+            moving: moving.clone().map(|moving::Moving { by, since, cause }| Moving { by, since, cause }),
             retired: retired.iter().map(Wipe::from).collect(),
             history: history.iter().map(line).collect(),
             placement: explanation.as_ref().map(Placement::from),
@@ -230,6 +245,7 @@ impl LogicalVolume {
                 leaving: s.leaving.iter().map(|(n, l)| (n.clone(), l.into())).collect(),
             },
             lifecycle: s.lifecycle,
+            moving: s.moving.clone().map(|Moving { by, since, cause }| moving::Moving { by, since, cause }),
             retired: s.retired.iter().map(Retired::try_from).collect::<Result<_, _>>()?,
             history: s.history.iter().map(line).collect(),
             explanation: s.placement.as_ref().map(Explanation::from),

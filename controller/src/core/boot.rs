@@ -171,5 +171,6 @@ impl Engine {
         for v in volumes {
             self.advance(v);
         }
+        self.wake_mover();
     }
 }

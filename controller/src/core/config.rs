@@ -94,6 +94,8 @@ pub struct CoreConfig {
     pub resize_wait: Duration,
     /// The most that one wipe of a fresh disk covers: its progress is recorded after each.
     pub fresh_chunk: Bytes,
+    /// The most that one move of a linear volume's extents covers: what a crash makes it copy again.
+    pub move_piece: Bytes,
 }
 
 impl Default for CoreConfig {
@@ -108,6 +110,7 @@ impl Default for CoreConfig {
             request_deadline: Duration::from_secs(20),
             resize_wait: Duration::from_secs(5),
             fresh_chunk: Bytes::gib(4),
+            move_piece: Bytes::gib(1),
         }
     }
 }

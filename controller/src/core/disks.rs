@@ -36,6 +36,8 @@ pub(super) struct DiskSlot {
     /// Whether it is in the index.
     pub(super) indexed: bool,
     told: Option<NodeName>,
+    /// Whether a person wants it emptied; until that is on record.
+    wish: Option<bool>,
 }
 
 impl DiskSlot {
@@ -49,7 +51,19 @@ impl DiskSlot {
             moved: None,
             indexed: false,
             told: None,
+            wish: None,
         }
+    }
+
+    /// Whether what a person wants of it is not on record yet.
+    pub(super) fn has_wish(&self) -> bool {
+        self.wish.is_some()
+    }
+
+    fn is_as_wished(&self, drain: bool) -> bool {
+        let event = if drain { DiskEvent::Drain } else { DiskEvent::Undrain };
+        let state = self.record.disk.state;
+        state.after(event).is_ok_and(|s| s == state)
     }
 
     /// Whether it is on record.
@@ -281,6 +295,13 @@ impl Engine {
         ours
     }
 
+    /// Takes note that a person wants a disk emptied, or no longer.
+    pub(super) fn wish(&mut self, id: DiskId, drain: bool) {
+        if let Some(s) = self.disks.get_mut(&id) {
+            s.wish = Some(drain).filter(|_| !s.is_as_wished(drain));
+        }
+    }
+
     /// Does what can be done about a disk now.
     pub(super) fn advance_disk(&mut self, id: DiskId) {
         let Some(s) = self.disks.get(&id) else { return };
@@ -309,6 +330,10 @@ impl Engine {
         }
         if let Some(seen) = &s.seen {
             self.take_condition(&mut next, seen);
+        }
+        if let Some(drain) = s.wish {
+            let event = if drain { DiskEvent::Drain } else { DiskEvent::Undrain };
+            next.disk.state = next.disk.state.after(event).unwrap_or(next.disk.state);
         }
         if next != s.record {
             next.epoch = next.epoch.next();
@@ -397,10 +422,13 @@ impl Engine {
             tracing::info!(disk = %id, from = %old.disk.node, to = %s.record.disk.node, "disk moved");
         }
         let moved = old.disk.node != s.record.disk.node;
+        s.wish = s.wish.filter(|drain| !s.is_as_wished(*drain));
         if old.disk.state != s.record.disk.state {
             tracing::info!(disk = %id, from = %old.disk.state, to = %s.record.disk.state, "disk changed state");
         }
         self.index_disk(id, &old);
+        self.wake_mover();
+        self.answer_drains();
         if moved {
             self.rehost(id);
         }

@@ -21,6 +21,7 @@ use super::{
     config::{CoreConfig, PoolSpec},
     disks::DiskSlot,
     measures::Measures,
+    mover::Mover,
     nodes::Node,
     volume::{After, Pending, Volume, answer},
 };
@@ -63,6 +64,8 @@ pub(super) enum Timer {
     Volume(VolumeId),
     /// A disk's write is to be tried again.
     Disk(DiskId),
+    /// Moves may be due.
+    Mover,
 }
 
 /// How soon a write is tried again that the store refused for now.
@@ -87,6 +90,7 @@ pub(super) struct Engine {
     pub(super) draw: Box<dyn FnMut() -> u128 + Send>,
     pub(super) next_session: u64,
     pub(super) measures: Measures,
+    pub(super) mover: Mover,
     timers: BTreeSet<(Duration, Timer)>,
     writes: Vec<Write>,
     /// Why the core cannot go on.
@@ -111,6 +115,7 @@ impl Engine {
             draw,
             next_session: 0,
             measures: Measures::default(),
+            mover: Mover::default(),
             timers: BTreeSet::new(),
             writes: Vec::new(),
             fatal: None,
@@ -131,6 +136,10 @@ impl Engine {
         self.timers.insert((at, timer));
     }
 
+    pub(super) fn disarm(&mut self, at: Duration, timer: Timer) {
+        self.timers.remove(&(at, timer));
+    }
+
     /// Runs what is due.
     pub(super) fn on_time(&mut self) {
         while let Some((at, _)) = self.timers.first()
@@ -140,6 +149,7 @@ impl Engine {
                 Some((_, Timer::Lease(n))) => self.check_lease(&n),
                 Some((_, Timer::Volume(v))) => self.advance(v),
                 Some((_, Timer::Disk(d))) => self.advance_disk(d),
+                Some((_, Timer::Mover)) => self.on_mover(),
                 None => break,
             }
         }
@@ -247,6 +257,7 @@ impl Engine {
             let old = std::mem::replace(&mut v.record, *next);
             v.live.map = None;
             self.reindex(id, &old);
+            self.note_move(id, pending.cause, &old);
         }
         self.set_aside(id, &pending.retire);
         self.set_free(id, &pending.release);

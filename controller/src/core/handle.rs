@@ -20,7 +20,8 @@ use super::{
 };
 use crate::{
     api::{
-        Api, ApiError, Attached, Capability, Capacity, CreateVolume, Segments, Survey, VolumeInfo, VolumePage,
+        Api, ApiError, Attached, Capability, Capacity, CreateVolume, DrainRow, DrainTarget, Segments, Survey,
+        VolumeInfo, VolumePage,
     },
     flow::{DiskFacts, Flow, SetOffer},
     store::Reign,
@@ -36,6 +37,7 @@ pub(super) enum Command {
     Expand { id: VolumeId, required: Bytes, limit: Option<Bytes>, reply: Reply<VolumeInfo> },
     Attach { id: VolumeId, node: NodeName, capability: Capability, wait: bool, reply: Reply<Attached> },
     Detach { id: VolumeId, node: Option<NodeName>, wait: bool, reply: Reply<()> },
+    Drain { target: DrainTarget, undo: bool, dry_run: bool, reply: Reply<Vec<DrainRow>> },
     Ask(Question),
     Open { hello: Box<Hello>, out: Arc<Outbox>, reply: oneshot::Sender<u64> },
     Heard { node: NodeName, session: u64, report: Option<Box<Report>> },
@@ -68,6 +70,9 @@ impl Engine {
                 } else {
                     answer(reply, Ok(()));
                 }
+            }
+            Command::Drain { target, undo, dry_run, reply } => {
+                self.drain(&target, undo, dry_run, reply);
             }
             Command::Ask(question) => question(self),
             Command::Open { hello, out, reply } => {
@@ -343,6 +348,10 @@ impl Api for Handle {
 
     async fn ready(&self) -> Result<(), String> {
         self.question(|_| ()).await.map_err(|e| e.to_string())
+    }
+
+    async fn drain(&self, target: DrainTarget, undo: bool, dry_run: bool) -> Result<Vec<DrainRow>, ApiError> {
+        self.request(|reply| Command::Drain { target, undo, dry_run, reply }).await
     }
 
     async fn survey(&self) -> Survey {

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use pool::{
     goals::{ExportState, Role, View, plan_goals},
     ids::{NodeName, VolumeId},
-    record::Lifecycle,
 };
 
 use super::{
@@ -15,7 +14,7 @@ use super::{
     told::{Goal, GoalKey, Remote},
     volume::{Volume, Waiter, Want, answer},
 };
-use crate::api::ApiError;
+use crate::{api::ApiError, fault::Cause};
 
 type Told = BTreeMap<(NodeName, GoalKey), Goal>;
 
@@ -118,7 +117,9 @@ impl Engine {
             let goal = Goal::Export { epoch: e.epoch, state: e.state, map: with_map };
             told.insert((e.host, GoalKey::Export(id, e.disk, e.consumer)), goal);
         }
-        for a in goals.attachments {
+        // While the record that switches to the spare is being written, nobody is asked to fill it: see `pool::moving`.
+        let switching = v.pending.as_ref().is_some_and(|p| p.cause == Cause::MoveSwitch);
+        for a in goals.attachments.into_iter().filter(|_| !switching) {
             let remotes = match a.role {
                 Role::Writer | Role::Reader | Role::Guard | Role::FenceIfQuiet => self.remotes(v, &a.node),
                 // What is taken down needs no way to anywhere.
@@ -127,16 +128,11 @@ impl Engine {
             let goal = Goal::Attachment { epoch: a.epoch, role: a.role, map: map.clone(), remotes };
             told.insert((a.node, GoalKey::Attachment(id)), goal);
         }
-        match v.record.lifecycle {
-            Lifecycle::Active => {}
-            Lifecycle::Deleting => {
-                for r in &v.record.retired {
-                    let Some(host) = disks.get(&r.disk) else { continue };
-                    let extent_size = v.record.extent_size;
-                    let goal = Goal::Wipe { volume: Some(id), runs: r.runs.clone(), extent_size };
-                    told.insert((host.clone(), GoalKey::Wipe(r.disk, r.wipe)), goal);
-                }
-            }
+        for r in &v.record.retired {
+            let Some(host) = disks.get(&r.disk) else { continue };
+            let extent_size = v.record.extent_size;
+            let goal = Goal::Wipe { volume: Some(id), runs: r.runs.clone(), extent_size };
+            told.insert((host.clone(), GoalKey::Wipe(r.disk, r.wipe)), goal);
         }
         told
     }

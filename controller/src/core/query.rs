@@ -45,7 +45,7 @@ impl Engine {
             name: r.name.clone(),
             pool: r.pool.clone(),
             size: r.size(),
-            published: r.access.holders(),
+            published: r.access.users(),
             abnormal: self.abnormal(r),
             fs_type: r.params.fs_type.map(|f| f.as_str().to_owned()).unwrap_or_default(),
             accessible,
@@ -162,6 +162,8 @@ impl Engine {
             nodes: self.nodes.iter().map(|(name, n)| node_row(name, n)).collect(),
             disks: self.disks.values().filter(|s| s.is_stored()).map(|s| self.disk_row(s)).collect(),
             volumes: self.volumes.values().filter(|v| v.version.is_some()).map(volume_row).collect(),
+            moves: self.move_rows(),
+            drains: self.disks.keys().filter_map(|d| self.drain_row(*d, false)).collect(),
         }
     }
 

@@ -7,6 +7,7 @@ use pool::{
     disk::DiskClass,
     goals::ExportState,
     ids::{DiskId, Epoch, NodeName, Term, VolumeId},
+    moving::Mirror,
     units::{Bytes, Extents},
 };
 
@@ -147,6 +148,8 @@ pub struct AttachmentSeen {
     pub size: Bytes,
     /// Disks whose leg has no path at the moment.
     pub queueing: Vec<DiskId>,
+    /// The mirror that fills the map's spare; `None`: the node has not looked.
+    pub mirror: Option<Mirror>,
     /// Why it is not as it should be.
     pub reason: String,
 }

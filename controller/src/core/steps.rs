@@ -20,10 +20,10 @@ use crate::{api::ApiError, fault::Cause};
 const QUEUE: usize = 16;
 
 /// A step: what the record is to be, and for whom.
-struct Step {
-    next: VolumeRecord,
-    cause: Cause,
-    after: After,
+pub(super) struct Step {
+    pub(super) next: VolumeRecord,
+    pub(super) cause: Cause,
+    pub(super) after: After,
 }
 
 /// What a request comes to for now.
@@ -63,7 +63,8 @@ impl Engine {
         while let Some(v) = self.volumes.get(&id)
             && v.pending.is_none()
         {
-            if let Some(pending) = self.own_step(v).or_else(|| self.plan_end(id)) {
+            let own = self.own_step(v).or_else(|| self.plan_end(id)).or_else(|| self.plan_move_step(id));
+            if let Some(pending) = own {
                 self.write_volume(id, pending);
                 break;
             }
@@ -72,6 +73,7 @@ impl Engine {
             }
         }
         self.publish(id);
+        self.note_mover(id);
         self.check_waiters(id);
     }
 
@@ -93,10 +95,13 @@ impl Engine {
     }
 
     /// The record after a transition of its access.
-    fn step(&self, v: &Volume, state: AccessState, notices: &[Notice], after: After) -> Step {
+    pub(super) fn step(&self, v: &Volume, state: AccessState, notices: &[Notice], after: After) -> Step {
         let mut next = v.record.clone();
         let cause = cause_of(&v.record.access, &state, notices);
         next.access = state;
+        if v.record.is_filling() {
+            next = next.with_spare_settled();
+        }
         for n in notices {
             let text = render_notice(n);
             tracing::info!(volume = %next.id, epoch = %next.access.epoch, "{text}");
@@ -113,7 +118,7 @@ impl Engine {
             Lifecycle::Deleting => v.record.access.is_idle() && v.version.is_some(),
         };
         if !out {
-            return None;
+            return self.strike_wiped(v);
         }
         if !v.record.map.0.is_empty() {
             let record = v.record.clone();
@@ -135,13 +140,18 @@ impl Engine {
                 release: vec![],
             });
         }
+        self.strike_wiped(v)
+    }
+
+    /// The record without what is wiped.
+    fn strike_wiped(&self, v: &Volume) -> Option<Pending> {
+        if !v.record.retired.iter().any(|r| v.live.wiped.contains(&(r.disk, r.wipe))) {
+            return None;
+        }
         let mut next = v.record.clone();
         let (done, rest) = next.retired.drain(..).partition(|r| v.live.wiped.contains(&(r.disk, r.wipe)));
         let done: Vec<pool::record::Retired> = done;
         next.retired = rest;
-        if done.is_empty() {
-            return None;
-        }
         let release = done.iter().flat_map(|r| r.runs()).collect();
         Some(Pending { release, ..Step { next, cause: Cause::Wiped, after: After::Nothing }.into() })
     }
@@ -258,13 +268,22 @@ impl Engine {
             self.after_durable(id, After::Request(q));
             return Verdict::Done;
         }
-        let holders = v.record.access.holders();
+        let holders = v.record.access.users();
         if !holders.is_empty() {
             let e = format!("volume {id} is in use on {}: detach it there first", names(&holders));
             q.request.fail(ApiError::Precondition(e));
             return Verdict::Done;
         }
-        let mut next = v.record.clone();
+        let mut next = match v.record.access.upkeeper() {
+            Some(keeper) => {
+                let event = Event::Detach { node: keeper.clone() };
+                match self.with_facts(v, |facts| v.record.access.on(&event, facts)) {
+                    Ok(Outcome::Changed(state, _)) => self.step(v, state, &[], After::Nothing).next,
+                    Ok(Outcome::Unchanged) | Err(_) => v.record.clone(),
+                }
+            }
+            None => v.record.clone(),
+        };
         next.lifecycle = Lifecycle::Deleting;
         next.note(self.now.unix_ms, "deletion began");
         tracing::info!(volume = %id, "deletion began");

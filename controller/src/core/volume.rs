@@ -13,6 +13,7 @@ use pool::{
     access::{Access, Confirmations, Gone, Mode, Place},
     goals::ExportState,
     ids::{DiskId, NodeName, VolumeId},
+    moving::Mirror,
     record::VolumeRecord,
     units::Bytes,
     volume::Run,
@@ -129,6 +130,8 @@ pub(super) struct Live {
     pub(super) leaving: BTreeMap<NodeName, Duration>,
     /// Wipes reported done, with why others do not go on.
     pub(super) wiped: BTreeSet<(DiskId, u64)>,
+    /// How far the mirror of a move was when it last got on, and when.
+    pub(super) progress: Option<(Mirror, Duration)>,
     /// Since when it is being cut over, if this controller has seen the beginning.
     pub(super) cut_over_since: Option<Duration>,
     /// Nodes that are listed as having to do with it.
@@ -157,7 +160,8 @@ impl Volume {
 
     /// Whether anything about it can go on by itself.
     pub(super) fn is_active(&self) -> bool {
-        !self.record.access.is_idle() || !self.record.retired.is_empty() || self.pending.is_some()
+        let r = &self.record;
+        !r.access.is_idle() || !r.retired.is_empty() || r.moving.is_some() || self.pending.is_some()
     }
 
     /// The source of a cut-over that gives the volume up, and everyone who is leaving.

@@ -84,11 +84,14 @@ pub(super) fn render(full: bool, goals: BTreeMap<GoalKey, Goal>) -> wire::Goals 
 
 fn render_map(m: &VolumeMap) -> wire::VolumeMap {
     let leg = |l: &pool::volume::Leg| wire::Leg { disk: l.disk.to_string(), first: l.first.get() };
+    let spare =
+        |p: pool::volume::Spare| wire::Spare { leg: p.leg, place: Some(leg(&p.place)), filling: p.filling };
     let segment = |s: &pool::volume::Segment| wire::Segment {
         start: s.start.get(),
         count: s.count.get(),
         legs: s.legs.iter().map(leg).collect(),
         stripe_chunk: s.stripe.map_or(0, |st| st.chunk.get()),
+        spare: s.spare.map(spare),
     };
     wire::VolumeMap {
         name: m.name.clone(),

@@ -6,6 +6,7 @@ use pool::{
     disk::DiskClass,
     goals::ExportState,
     ids::{BadId, Epoch, NodeName, Term},
+    moving::Mirror,
     units::{Bytes, Extents},
 };
 
@@ -130,8 +131,21 @@ fn parse_attachment(a: wire::ObservedAttachment) -> Result<AttachmentSeen, BadId
         busy: a.busy,
         size: Bytes::new(a.size_bytes),
         queueing: a.queueing.iter().map(|d| d.parse()).collect::<Result<_, _>>()?,
+        mirror: a.mirror.as_ref().and_then(parse_mirror),
         reason: a.reason,
     })
+}
+
+fn parse_mirror(m: &wire::Mirror) -> Option<Mirror> {
+    match m.state() {
+        wire::MirrorState::MirrorUnknown => None,
+        wire::MirrorState::MirrorGone => Some(Mirror::Gone),
+        wire::MirrorState::MirrorCopying => {
+            Some(Mirror::Copying(Bytes::new(m.copied_bytes), Bytes::new(m.total_bytes)))
+        }
+        wire::MirrorState::MirrorWhole => Some(Mirror::Whole),
+        wire::MirrorState::MirrorBroken => Some(Mirror::Broken),
+    }
 }
 
 fn parse_wipe(w: wire::ObservedWipe) -> Result<WipeSeen, BadId> {

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod kubernetes;
+mod moves;
 mod node;
 mod plans;
 mod restart;

@@ -18,6 +18,7 @@ use pool::{
     disk::DiskClass,
     goals::{ExportState, Role},
     ids::{DiskId, Epoch, NodeName, Term, VolumeId},
+    moving::Mirror,
     units::{Bytes, ExtentSize, Extents},
 };
 
@@ -41,6 +42,8 @@ struct State {
     writing: bool,
     /// It does not bring attachments about.
     stuck: bool,
+    /// Its mirrors do not get on.
+    slow: bool,
 }
 
 /// A node.
@@ -82,6 +85,7 @@ impl Node {
             term: Term::ZERO,
             writing: false,
             stuck: false,
+            slow: false,
         };
         Self {
             name: name.parse().unwrap(),
@@ -110,6 +114,14 @@ impl Node {
 
     pub(crate) fn set_writing(&self, writing: bool) {
         self.state.lock().unwrap().writing = writing;
+    }
+
+    /// Has mirrors take their time, or be whole as soon as they are made.
+    pub(crate) async fn set_slow(&self, slow: bool) {
+        self.state.lock().unwrap().slow = slow;
+        if !slow {
+            self.set_stuck(false).await;
+        }
     }
 
     /// Holds attachments up, or lets them go on.
@@ -307,7 +319,15 @@ impl Node {
                 Attachment::Absent
             }
         };
+        // A mirror is whole as soon as it is made, unless it is to take its time.
+        let filling = map.map.spare().is_some_and(|(_, p)| p.filling) && *role == Role::Writer;
+        let mirror = match filling {
+            true if s.slow => Mirror::Copying(Bytes::ZERO, size),
+            true => Mirror::Whole,
+            false => Mirror::Gone,
+        };
         let seen = AttachmentSeen {
+            mirror: Some(mirror),
             volume,
             epoch: *epoch,
             state: Some(state),
@@ -361,5 +381,6 @@ pub(crate) fn quick() -> controller::core::CoreConfig {
         request_deadline: Duration::from_secs(3),
         resize_wait: Duration::from_secs(3),
         fresh_chunk: EXTENT.bytes_of(Extents::new(7)),
+        move_piece: EXTENT.bytes_of(Extents::new(3)),
     }
 }

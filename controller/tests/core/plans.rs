@@ -133,7 +133,7 @@ impl Rig {
         .await;
     }
 
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.world.check();
         drop(self.core);
         for n in &self.nodes {

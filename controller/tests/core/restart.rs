@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use controller::{
-    api::{Api, ApiError, Survey},
+    api::{Api, ApiError, DrainRow, DrainTarget, Survey},
     core::{CoreError, Handle, seen::Attachment},
     store::embedded::Embedded,
 };
@@ -132,12 +132,62 @@ async fn story(at: u64, stop: Stop) -> u64 {
     k.starts
 }
 
+/// The story of a disk that is emptied: of a volume in use, and of one that nobody uses.
+async fn emptying(at: u64, stop: Stop) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weir.redb");
+    let world = World::default();
+    let nodes = [Node::new(&world, "n1", &[4]), Node::new(&world, "n2", &[8])];
+    let mut k = Keeper::new(&path, &nodes, at, stop).await;
+    let free = |s: &Survey| s.disks.iter().map(|d| d.free.get()).sum::<u64>();
+    k.see("the disks are claimed and wiped", |s| s.disks.len() == 2 && free(s) == extents(12).get()).await;
+    let a = nodes[0].name.clone();
+    let v = k.ask("create", async |c: Handle| c.create_volume(request("v", 2, Some("n1"))).await).await;
+    k.ask("create", async |c: Handle| c.create_volume(request("w", 2, Some("n1"))).await).await;
+    k.ask("attach", async |c: Handle| c.attach(v.id, a.clone(), RWX, true).await).await;
+    let drain = DrainTarget::Node(a.clone());
+    k.ask("drain", async |c: Handle| c.drain(drain.clone(), false, false).await).await;
+    k.see("it is empty", |s| {
+        let left = |d: &DrainRow| d.node != a || d.left_bytes + d.wiping_bytes > 0;
+        !s.drains.is_empty() && !s.drains.iter().any(left) && s.moves.is_empty()
+    })
+    .await;
+    k.see("nobody holds what nobody uses", |s| {
+        let held: Vec<_> =
+            s.volumes.iter().map(|r| (r.volume == v.id, r.phase.as_str(), r.leaving.len())).collect();
+        held.contains(&(true, "Attached", 0)) && held.contains(&(false, "Detached", 0))
+    })
+    .await;
+    assert_eq!(nodes[0].attachment(v.id), Some(Attachment::Open));
+    k.see("what was left is wiped", |s| free(s) == extents(8).get()).await;
+    world.check();
+    k.starts
+}
+
 async fn every_write(stop: Stop) {
     let mut at = 1;
     while story(at, stop).await > 1 {
         at += 1;
     }
     assert!(at > 20, "the story has only {at} writes: it tells nothing");
+}
+
+async fn every_write_of_emptying(stop: Stop) {
+    let mut at = 1;
+    while emptying(at, stop).await > 1 {
+        at += 1;
+    }
+    assert!(at > 15, "the story has only {at} writes: it tells nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_before_every_write_of_a_drain() {
+    every_write_of_emptying(Stop::Before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_after_every_write_of_a_drain() {
+    every_write_of_emptying(Stop::After).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

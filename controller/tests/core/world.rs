@@ -16,7 +16,8 @@ use pool::{
 struct Inner {
     /// Whose data an extent holds.
     dirty: BTreeMap<(DiskId, u64), VolumeId>,
-    writers: BTreeMap<VolumeId, BTreeSet<NodeName>>,
+    /// Who writes a volume, with the extents that its device maps.
+    writers: BTreeMap<VolumeId, BTreeMap<NodeName, BTreeSet<(DiskId, u64)>>>,
     broken: Vec<String>,
 }
 
@@ -35,8 +36,15 @@ impl World {
     /// A node opens a volume: everything in it must be its own or clean, and it must be the only writer.
     pub(crate) fn open(&self, node: &NodeName, volume: VolumeId, map: &Map, writes: bool) {
         let mut w = self.0.lock().unwrap();
-        for r in map.runs() {
+        let used = |s: &pool::volume::Segment| {
+            let given_up = s.spare.filter(|p| !p.filling).map(|p| p.place.disk);
+            s.runs().filter(|r| Some(r.disk) != given_up).collect::<Vec<_>>()
+        };
+        let runs: Vec<_> = map.0.iter().flat_map(used).collect();
+        let mut mapped = BTreeSet::new();
+        for r in runs {
             for e in r.first.get()..r.end().get() {
+                mapped.insert((r.disk, e));
                 match w.dirty.get(&(r.disk, e)).copied() {
                     Some(of) if of != volume => {
                         w.broken
@@ -49,9 +57,9 @@ impl World {
         }
         if writes {
             let all = w.writers.entry(volume).or_default();
-            all.insert(node.clone());
+            all.insert(node.clone(), mapped);
             if all.len() > 1 {
-                let all = all.clone();
+                let all: Vec<_> = all.keys().cloned().collect();
                 w.broken.push(format!("{volume} is written by {all:?}"));
             }
         }
@@ -69,7 +77,7 @@ impl World {
         let mut w = self.0.lock().unwrap();
         for e in first..first + count {
             if let Some(of) = w.dirty.remove(&(disk, e))
-                && w.writers.get(&of).is_some_and(|n| !n.is_empty())
+                && w.writers.get(&of).is_some_and(|n| n.values().any(|m| m.contains(&(disk, e))))
             {
                 w.broken.push(format!("{disk} extent {e} was wiped while {of} is written"));
             }

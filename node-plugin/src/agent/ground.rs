@@ -14,6 +14,7 @@ use kernel::{
 };
 use pool::{
     ids::{DiskId, NodeName, SliceId},
+    moving::Mirror,
     names::DmRole,
     units::Sectors,
 };
@@ -35,6 +36,8 @@ pub struct Found {
     pub write_back: bool,
     /// Whether its node under /dev/mapper is right.
     pub node_ok: bool,
+    /// How far it is, where it is a mirror.
+    pub mirror: Option<Mirror>,
 }
 
 /// An imported slice's block device.

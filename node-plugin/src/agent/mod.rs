@@ -234,6 +234,7 @@ impl Agent {
                 busy: false,
                 size: pool::units::Sectors::ZERO,
                 queueing: vec![],
+                mirror: None,
                 reason: format!("no goal speaks of it: left alone ({})", names.join(", ")),
             });
         }
@@ -251,7 +252,8 @@ impl Agent {
                         let Some(agent) = me.upgrade() else { return };
                         let t = agent.lock();
                         for (r, n) in &now {
-                            if let (DmRole::Leg(v, _), true) = (r, before.get(r) != Some(n))
+                            if let (DmRole::Leg(v, _) | DmRole::Mirror(v), true) =
+                                (r, before.get(r) != Some(n))
                                 && let Some(e) = t.attachments.get(v)
                             {
                                 e.handle.poke();

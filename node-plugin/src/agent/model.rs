@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use pool::{
     goals::{ExportState, Role},
     ids::{DiskId, Epoch, NodeName, VolumeId},
+    moving::Mirror,
     units::{ExtentSize, Sectors},
     volume::Map,
 };
@@ -137,6 +138,8 @@ pub struct AttachmentReport {
     pub size: Sectors,
     /// Disks whose leg has no path at the moment.
     pub queueing: Vec<DiskId>,
+    /// The mirror that fills the map's spare; `None`: not looked for.
+    pub mirror: Option<Mirror>,
     /// Why the state is not the goal's; empty when it is.
     pub reason: String,
 }

@@ -18,7 +18,9 @@ use kernel::{
 };
 use pool::{
     ids::{DiskId, NodeName, SliceId},
+    moving::Mirror,
     names::{self, DmRole},
+    units::Sectors,
 };
 
 use super::ground::{ExportSpec, Fabric, Found, Ground, Import, Link, Result, WriteActivity};
@@ -60,6 +62,20 @@ impl Kernel {
     fn spec(&self, e: &ExportSpec) -> (String, NamespaceSpec) {
         let device = dm::dev_node_path(&e.role.dm_name());
         (names::subsystem_nqn(e.disk, &e.consumer), NamespaceSpec { nsid: 0, device, uuid: e.slice })
+    }
+
+    /// How far a mirror is; `None` for another table.
+    fn progress(&self, uuid: &str, table: &Table) -> Result<Option<Mirror>> {
+        let [dm::Line { target: dm::Target::Mirror { region, .. }, len, .. }] = table.lines() else {
+            return Ok(None);
+        };
+        let s = self.control.status_mirror(uuid)?;
+        let copied = Sectors::new(s.in_sync.saturating_mul(region.get())).min(*len);
+        Ok(Some(match s.legs.iter().all(|(_, letter)| *letter == 'A') {
+            false => Mirror::Broken,
+            true if s.is_complete() => Mirror::Whole,
+            true => Mirror::Copying(copied.to_bytes(), len.to_bytes()),
+        }))
     }
 
     /// As `Control::ensure_device`, for a device that refuses writes itself.
@@ -108,6 +124,10 @@ impl Ground for Kernel {
         let Some((info, table)) = self.control.look(&uuid)? else { return Ok(None) };
         let write_back = info.active && BlockDevice::new(info.dev)?.write_back()?;
         let node = DevNo::of_path(&dm::dev_node_path(&role.dm_name()));
+        let mirror = match (&table, role) {
+            (Some(t), DmRole::Mirror(_)) => self.progress(&uuid, t)?,
+            _ => None,
+        };
         Ok(Some(Found {
             dev: info.dev,
             table,
@@ -116,6 +136,7 @@ impl Ground for Kernel {
             read_only: info.read_only,
             write_back,
             node_ok: node.is_ok_and(|d| d == info.dev),
+            mirror,
         }))
     }
 

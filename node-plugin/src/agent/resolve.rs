@@ -51,6 +51,12 @@ pub fn resolve(rows: &[Row], at: &Lookup<'_>) -> Result<Table, ResolveError> {
             Target::Multipath { path } => {
                 Kt::MultipathBio { path: Some(find(path)?.0), queue_if_no_path: true }
             }
+            Target::Mirror { region, legs } => {
+                let leg = |(d, o): &(Dev, Sectors)| {
+                    find(d).map(|(dev, base)| Stripe { dev, offset: base.plus(*o) })
+                };
+                Kt::Mirror { region: *region, legs: legs.iter().map(leg).collect::<Result<_, _>>()? }
+            }
             Target::FailWrites { dev } => {
                 let (dev, offset) = find(dev)?;
                 Kt::FlakeyErrorWrites { dev, offset }

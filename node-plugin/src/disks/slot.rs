@@ -12,7 +12,7 @@ use disk_format::{
 };
 use kernel::DevNo;
 use pool::{
-    ids::{DiskId, VolumeId},
+    ids::{DiskId, Epoch, VolumeId},
     layout::{Layout, Sharing},
     units::{Bytes, Extents, SECTOR, Sectors},
     volume::Map,
@@ -203,7 +203,8 @@ impl Slot {
             let (is, got) = (geometry.extent_size.bytes(), r.extent_size.bytes());
             return Err(refused(format!("its extents have {is}, the map's have {got}")));
         }
-        let runs = runs_of_map(&r.map, disk, r.epoch, RunState::Live);
+        let mut runs = runs_of_map(&r.map, disk, r.epoch, RunState::Live);
+        runs.extend(spare_on(&r.map, disk, r.epoch));
         if let Some(w) = self.wiping.iter().find(|w| runs.iter().any(|r| w.meets(r.first, r.count))) {
             return Err(refused(format!("wipe {} of some of the extents has not ended", w.wipe)));
         }
@@ -216,7 +217,12 @@ impl Slot {
             epoch: r.epoch,
             params: now.volumes().get(&volume).map(|v| v.summary.params.clone()).unwrap_or_default(),
         };
-        let next = now.with_runs_added(volume, &summary, &runs).map_err(|e| refused(e.to_string()))?;
+        let mut next = now.clone();
+        for run in runs.iter().filter(|run| run.state == RunState::Retired) {
+            // A part of a longer run that gets another state.
+            next.remove_runs(volume, run.first, run.count).map_err(|e| refused(e.to_string()))?;
+        }
+        next.add_runs(volume, &summary, &runs).map_err(|e| refused(e.to_string()))?;
         // An epoch alone is no reason to write: it grows with every attachment, and what a label is there for is
         // where things lie.
         if same_place(now, &next, volume) {
@@ -317,6 +323,21 @@ fn data_area(dev: DevNo, path: PathBuf, g: &Geometry) -> DataArea {
         start: Sectors::new(g.data_offset.get() / SECTOR),
         len: g.extent_size.sectors_of(g.extents),
     }
+}
+
+/// The spare of a map on this disk, as its label is to hold it: never as the truth.
+fn spare_on(map: &Map, disk: DiskId, epoch: Epoch) -> Option<RunEntry> {
+    let (s, spare) = map.spare().filter(|(_, p)| p.place.disk == disk)?;
+    Some(RunEntry {
+        start: s.start,
+        first: spare.place.first,
+        count: s.leg_count(),
+        leg: spare.leg as u16,
+        legs: s.legs.len() as u16,
+        stripe: s.stripe,
+        epoch,
+        state: if spare.filling { RunState::Filling } else { RunState::Retired },
+    })
 }
 
 /// Whether two labels say the same of a volume but for epochs.

@@ -230,7 +230,13 @@ impl Bench {
 
 fn record(volume: VolumeId, first: u64, count: u64, epoch: u64) -> RunRecord {
     let leg = Leg { disk: D, first: Extents::new(first) };
-    let s = Segment { start: Extents::ZERO, count: Extents::new(count), legs: vec![leg], stripe: None, spare: None };
+    let s = Segment {
+        start: Extents::ZERO,
+        count: Extents::new(count),
+        legs: vec![leg],
+        stripe: None,
+        spare: None,
+    };
     let map = Map(vec![s]);
     RunRecord { disk: D, volume, name: "v".into(), map, extent_size: EXTENT, epoch: Epoch::new(epoch) }
 }

@@ -39,6 +39,7 @@ fn map(more: u64) -> proto::VolumeMap {
         count,
         legs: vec![proto::Leg { disk: disk(node), first }],
         stripe_chunk: 0,
+        spare: None,
     };
     let mut segments = vec![segment(0, 8, 1, 4), segment(8, 8, 2, 2)];
     if more > 0 {

@@ -387,6 +387,16 @@ impl Pool {
         Ok(())
     }
 
+    /// Takes a free run for a volume.
+    pub fn take_run(&mut self, volume: VolumeId, run: Run) -> Result<(), IndexError> {
+        self.reserve_runs(&[run])?;
+        let owned = self.all_or_none(&[run], |p, r| p.own_one(r, volume), |p, r| p.disown_one(r, volume));
+        if owned.is_err() {
+            self.release_runs(&[run])?;
+        }
+        owned
+    }
+
     /// Takes extents from a volume; they stay set aside until [`Pool::release_runs`], once they are wiped.
     pub fn retire(&mut self, volume: VolumeId, runs: &[Run]) -> Result<(), IndexError> {
         self.all_or_none(runs, |p, r| p.disown_one(r, volume), |p, r| p.own_one(r, volume))

@@ -160,6 +160,24 @@ impl Pool {
         Err(census::diagnose(&ask, block, need))
     }
 
+    /// Finds a new place for up to `count` extents of a volume that has others: at most so many, in one run. `req` says
+    /// of the volume what a growth would say; where no single disk has room for all, less is found.
+    pub fn plan_run(&self, req: &Request, count: Extents) -> Result<Run, Refusal> {
+        let mut want = count.get();
+        loop {
+            let size = Extents::new(req.existing.extents().get().saturating_add(want));
+            let plan = self.plan(&Request { size, layout: Layout::Linear, ..req.clone() });
+            match plan.map(|p| p.added.into_iter().max_by_key(|r| r.count)) {
+                Ok(Some(run)) => return Ok(run),
+                Err(e) if want <= 1 => return Err(e),
+                Ok(None) | Err(_) => want /= 2,
+            }
+            if want == 0 {
+                return Err(Refusal::ZeroSize);
+            }
+        }
+    }
+
     /// Reads out of the request and the index what planning needs.
     pub(super) fn ask<'a>(&'a self, req: &'a Request) -> Result<Ask<'a>, Refusal> {
         let shelf = self.shelves.get(&req.pool).ok_or_else(|| Refusal::NoSuchPool {

@@ -1,10 +1,10 @@
 //! What is asked of the allocator.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     disk::{Domain, NODE_KEY, ZONE_KEY},
-    ids::{NodeName, PoolName},
+    ids::{DiskId, NodeName, PoolName},
     layout::{Layout, Locality, params::DEFAULT_LENDERS},
     units::Extents,
     volume::Map,
@@ -47,6 +47,8 @@ pub struct Request {
     pub max_lenders: u32,
     /// Only disks with this logical block size, in bytes.
     pub logical_block: Option<u32>,
+    /// Disks that are not to be used.
+    pub avoid: BTreeSet<DiskId>,
     /// What the volume has already; it is only ever appended to.
     pub existing: Map,
     /// Decides between equals, and which candidates are sampled.
@@ -67,6 +69,7 @@ impl Request {
             domains: Vec::new(),
             max_lenders: DEFAULT_LENDERS,
             logical_block: None,
+            avoid: BTreeSet::new(),
             existing: Map::default(),
             seed: 0,
         }

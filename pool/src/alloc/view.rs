@@ -101,7 +101,7 @@ impl<'a> View<'a> {
         let Some(n) = self.ask.shelf.nodes.get(node).filter(|n| self.ask.allows(&n.domain)) else {
             return Vec::new();
         };
-        let ids = n.disks.get(&self.block).into_iter().flatten();
+        let ids = n.disks.get(&self.block).into_iter().flatten().filter(|d| !self.ask.req.avoid.contains(*d));
         ids.filter_map(|d| self.pool.slots.get(d).map(|s| (*d, room(s)))).filter(|(_, r)| *r > 0).collect()
     }
 

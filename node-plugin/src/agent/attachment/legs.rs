@@ -1,8 +1,8 @@
 //! The legs of a volume: a multipath device above each imported slice. They are looked after apart from the top,
 //! because a swap of the top can wait for I/O that only a leg's path can let go on.
 //!
-//! Invariants: a leg queues while it has no path, except when its volume is to go. A leg is never made shorter and
-//! never removed here.
+//! Invariants: a leg queues while it has no path, except when its volume is to go, or when nothing of its disk is used
+//! any more. A leg is never made shorter and never removed here.
 //!
 //! Must not know: what stands on the legs.
 
@@ -37,17 +37,17 @@ pub type Paths = BTreeMap<DiskId, Vec<(DevNo, bool)>>;
 /// Everything to be done to the legs now. `reinstate` allows trying failed paths again: not at every look, or a path
 /// that fails at once would be tried without end.
 pub fn plan_legs(i: &Input, seen: &Seen, paths: &Paths, reinstate: bool) -> Vec<LegAct> {
+    let queues = |t: &Table| {
+        t.lines().iter().any(|l| matches!(l.target, Kt::MultipathBio { queue_if_no_path: true, .. }))
+    };
+    let dead = |d| paths.get(d).is_some_and(|p: &Vec<_>| p.iter().all(|(_, up)| !up));
+    let queued = seen
+        .legs
+        .iter()
+        .filter(|(d, f)| f.table.as_ref().is_some_and(queues) && dead(d))
+        .map(|(d, _)| LegAct::FailQueued(DmRole::Leg(i.goal.volume, *d)));
     if i.goal.role == Role::Absent {
-        let queues = |t: &Table| {
-            t.lines().iter().any(|l| matches!(l.target, Kt::MultipathBio { queue_if_no_path: true, .. }))
-        };
-        let dead = |d| paths.get(d).is_some_and(|p: &Vec<_>| p.iter().all(|(_, up)| !up));
-        return seen
-            .legs
-            .iter()
-            .filter(|(d, f)| f.table.as_ref().is_some_and(queues) && dead(d))
-            .map(|(d, _)| LegAct::FailQueued(DmRole::Leg(i.goal.volume, *d)))
-            .collect();
+        return queued.collect();
     }
     let devices = wanted(i);
     let lengths: BTreeMap<DiskId, Sectors> = devices
@@ -57,7 +57,11 @@ pub fn plan_legs(i: &Input, seen: &Seen, paths: &Paths, reinstate: bool) -> Vec<
             _ => None,
         })
         .collect();
+    // A spare that is given up while its host is away: the mirror above waits for what its leg queues.
+    let unused = |a: &LegAct| i.goal.builds() && !lengths.keys().any(|d| a.is_about(*d));
+    let given_up: Vec<LegAct> = queued.filter(unused).collect();
     let mut acts: Vec<LegAct> = lengths.iter().filter_map(|(d, len)| leg_act(i, seen, *d, *len)).collect();
+    acts.extend(given_up);
     // Legs under a goal that says nothing about them (a fence that waits for quiet) keep their paths too.
     for (d, f) in &seen.legs {
         let now = path_of(f.table.as_ref());

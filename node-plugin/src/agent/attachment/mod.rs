@@ -28,6 +28,9 @@ use kernel::Class;
 use pool::{
     goals::Role,
     ids::{DiskId, VolumeId},
+    moving::Mirror,
+    units::Extents,
+    volume::Leg,
 };
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -60,6 +63,9 @@ const IN_USE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 /// The same after a failure, and where something is waited for that should say so itself.
 const FAILED: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
+/// Pause between two looks at a mirror. Its end comes with an event.
+const PROGRESS: Duration = Duration::from_secs(1);
+
 type Lane<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
 /// A worker, as the agent holds it.
@@ -81,7 +87,7 @@ impl Handle {
         });
     }
 
-    /// Something happened to a leg.
+    /// Something happened to a leg or the mirror.
     pub fn poke(&self) {
         self.poke.notify_one();
     }
@@ -131,6 +137,8 @@ struct Worker {
     imports: BTreeMap<DiskId, Import>,
     care: Option<Care>,
     watch: Option<Watch>,
+    /// The spare that was said to be whole.
+    whole: Option<(Extents, Leg)>,
     said: Option<AttachmentReport>,
     released: bool,
 }
@@ -172,6 +180,7 @@ impl Worker {
             imports: BTreeMap::new(),
             care: None,
             watch: None,
+            whole: None,
             said: None,
             released: false,
         }
@@ -208,7 +217,10 @@ impl Worker {
                     info!(epoch = %self.goal.epoch, "the guard holds a write");
                     self.say();
                 }
-                () = self.poke.notified() => self.side_wanted = true,
+                () = self.poke.notified() => {
+                    self.side_wanted = true;
+                    self.top_wanted |= self.filling().is_some();
+                }
                 r = view.changed() => if r.is_ok() { self.on_view() } else { return },
                 r = disks.changed() => if r.is_ok() { self.on_disks() } else { return },
                 () = until(timer) => self.on_timer(),
@@ -272,13 +284,25 @@ impl Worker {
         self.top_wanted |= self.goal.builds();
     }
 
+    /// The spare that the goal wants filled: where it begins, and its place.
+    fn filling(&self) -> Option<(Extents, Leg)> {
+        let (s, p) = self.goal.map.as_ref()?.map.spare().filter(|(_, p)| p.filling)?;
+        Some((s.start, p.place))
+    }
+
     fn input(&self) -> Input {
         let local = self.goal.map.iter().flat_map(|m| m.map.disks());
         let areas = local
             .filter(|d| !self.goal.remotes.contains_key(d))
             .filter_map(|d| Some((d, self.ctx.disks.data_area(d)?)))
             .collect();
-        Input { goal: self.goal.clone(), node: self.ctx.node.clone(), areas, imports: self.imports.clone() }
+        Input {
+            goal: self.goal.clone(),
+            node: self.ctx.node.clone(),
+            areas,
+            imports: self.imports.clone(),
+            was_whole: self.whole.is_some() && self.whole == self.filling(),
+        }
     }
 
     fn start_lanes(&mut self, seen_tx: &mpsc::UnboundedSender<(u64, Seen)>) {
@@ -366,7 +390,8 @@ impl Worker {
             End::Done => {
                 self.in_use.reset();
                 self.failed.reset();
-                (String::new(), None)
+                let copies = self.seen.as_ref().and_then(|s| s.mirror.as_ref()).is_some();
+                (String::new(), (copies && self.filling().is_some()).then(|| now + PROGRESS))
             }
             End::Busy | End::Superseded => (String::new(), None),
             End::Wait(why) => (why, Some(now + self.failed.pause())),
@@ -470,12 +495,16 @@ impl Worker {
                 busy: false,
                 size: pool::units::Sectors::ZERO,
                 queueing: vec![],
+                mirror: None,
                 reason: self.extra.trouble.clone(),
             },
         };
         if report.standing == Standing::Absent && (self.top.is_some() || self.side.is_some()) {
             report.standing = Standing::Fenced;
             report.reason = "in progress".into();
+        }
+        if report.mirror == Some(Mirror::Whole) {
+            self.whole = self.filling();
         }
         self.follow(report.standing);
         if self.said.as_ref() != Some(&report) {

@@ -66,6 +66,7 @@ pub fn look(g: &dyn Ground, v: VolumeId, legs: &BTreeSet<DiskId>) -> Result<Seen
         top: g.device(&DmRole::Top(v))?,
         map: g.device(&DmRole::Map(v))?,
         write_leg: g.device(&DmRole::WriteLeg(v))?,
+        mirror: g.device(&DmRole::Mirror(v))?,
         ..Seen::default()
     };
     for d in legs {
@@ -86,6 +87,7 @@ fn look_again(g: &dyn Ground, act: &Act, seen: &mut Seen) -> Result<(), GroundEr
         DmRole::Top(_) => seen.top = now,
         DmRole::Map(_) => seen.map = now,
         DmRole::WriteLeg(_) => seen.write_leg = now,
+        DmRole::Mirror(_) => seen.mirror = now,
         DmRole::Leg(_, d) => {
             match now {
                 Some(f) => seen.legs.insert(*d, f),

@@ -22,6 +22,7 @@ use pool::{
     names::DmRole,
     stack::{self, Dev, DmDevice, Row, StackInput, Target, TopState},
     units::Sectors,
+    volume::Map,
 };
 
 use crate::{
@@ -42,6 +43,8 @@ pub struct Seen {
     pub map: Option<Found>,
     /// The write leg of a guard.
     pub write_leg: Option<Found>,
+    /// The mirror that fills a spare.
+    pub mirror: Option<Found>,
     /// The legs.
     pub legs: BTreeMap<DiskId, Found>,
 }
@@ -57,6 +60,9 @@ pub struct Input {
     pub areas: BTreeMap<DiskId, DataArea>,
     /// Imported slices of the volume.
     pub imports: BTreeMap<DiskId, Import>,
+    /// The goal's spare was whole once: a mirror that is not there any more is not made again for it. The controller
+    /// may be switching to the spare, and a new mirror would take writes past it.
+    pub was_whole: bool,
 }
 
 /// One act on the kernel.
@@ -115,13 +121,15 @@ impl Seen {
             DmRole::Top(_) => self.top.as_ref(),
             DmRole::Map(_) => self.map.as_ref(),
             DmRole::WriteLeg(_) => self.write_leg.as_ref(),
+            DmRole::Mirror(_) => self.mirror.as_ref(),
             DmRole::Leg(w, d) if *w == v => self.legs.get(d),
             DmRole::Leg(..) | DmRole::Slice(..) => None,
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.top.is_none() && self.map.is_none() && self.write_leg.is_none() && self.legs.is_empty()
+        let inner = [&self.map, &self.write_leg, &self.mirror];
+        self.top.is_none() && inner.iter().all(|f| f.is_none()) && self.legs.is_empty()
     }
 }
 
@@ -141,6 +149,17 @@ pub fn lookup<'a>(i: &'a Input, seen: &'a Seen) -> impl Fn(&Dev) -> Option<(DevN
 /// The devices that the goal's role asks for, from the bottom up; empty without a map.
 pub fn wanted(i: &Input) -> Vec<DmDevice> {
     let Some(m) = &i.goal.map else { return vec![] };
+    stack_of(i, &m.map)
+}
+
+/// The same, with the spare left alone.
+fn wanted_unmirrored(i: &Input) -> Vec<DmDevice> {
+    let Some(m) = &i.goal.map else { return vec![] };
+    stack_of(i, &m.map.unfilled())
+}
+
+fn stack_of(i: &Input, map: &Map) -> Vec<DmDevice> {
+    let Some(m) = &i.goal.map else { return vec![] };
     let state = match i.goal.role {
         Role::Writer => TopState::Open { read_only: false },
         Role::Reader => TopState::Open { read_only: true },
@@ -151,7 +170,7 @@ pub fn wanted(i: &Input) -> Vec<DmDevice> {
     let input = StackInput {
         volume: i.goal.volume,
         extent_size: m.extent_size,
-        map: &m.map,
+        map,
         node: &i.node,
         is_local: &is_local,
     };
@@ -170,14 +189,15 @@ pub fn plan(i: &Input, seen: &Seen) -> Next {
 
 /// What is missing below: disks of this node that do not serve, legs that are not there or too short.
 fn missing(i: &Input, seen: &Seen) -> Option<String> {
-    let map = &i.goal.map.as_ref()?.map;
+    // A spare may come later, or never.
+    let map = i.goal.map.as_ref()?.map.unfilled();
     let mut why = vec![];
-    for d in map.disks().into_iter().filter(|d| !i.goal.remotes.contains_key(d)) {
+    for d in map.used_disks().into_iter().filter(|d| !i.goal.remotes.contains_key(d)) {
         if !i.areas.contains_key(&d) {
             why.push(format!("disk {d} does not serve on this node"));
         }
     }
-    for w in wanted(i) {
+    for w in stack_of(i, &map) {
         let DmRole::Leg(_, d) = w.role else { continue };
         let len = w.rows.iter().map(|r| r.len).sum::<Sectors>();
         let have = seen.legs.get(&d).and_then(|f| f.table.as_ref()).map(Table::len);
@@ -210,7 +230,7 @@ fn settle(i: &Input, seen: &Seen, w: &DmDevice) -> Result<Option<Act>, ResolveEr
 /// one drops them.
 fn lies_on_write_back(t: &Table, seen: &Seen) -> bool {
     let below = |d: DevNo| {
-        let ours = seen.legs.values().chain(&seen.map);
+        let ours = seen.legs.values().chain(&seen.map).chain(&seen.mirror);
         ours.into_iter().any(|f| f.dev == d && f.write_back)
     };
     t.lines().iter().any(|l| match &l.target {
@@ -233,7 +253,11 @@ fn plan_open(i: &Input, seen: &Seen) -> Next {
         return Next::Wait(why);
     }
     let v = i.goal.volume;
-    let Some(top) = wanted(i).pop() else { return Next::Wait("the goal carries no map".into()) };
+    let (mirror, top) = match mirror(i, seen) {
+        Ok(m) => m,
+        Err(n) => return n,
+    };
+    let Some(top) = top else { return Next::Wait("the goal carries no map".into()) };
     if seen.top_table().is_some_and(is_guard) {
         // The write leg becomes the real map before the top does: what the guard held goes there.
         let map = DmDevice { role: DmRole::Map(v), rows: top.rows.clone(), read_only: false };
@@ -253,6 +277,9 @@ fn plan_open(i: &Input, seen: &Seen) -> Next {
     if let Some(n) = or_wait(settle(i, seen, &top)) {
         return n;
     }
+    if seen.mirror.is_some() && !mirror {
+        return Next::Do(Act::Remove(DmRole::Mirror(v)));
+    }
     if seen.write_leg.is_some() {
         return Next::Do(Act::Remove(DmRole::WriteLeg(v)));
     }
@@ -262,8 +289,83 @@ fn plan_open(i: &Input, seen: &Seen) -> Next {
     stale_leg(i, seen).map_or(Next::Done, |d| Next::Do(Act::Remove(DmRole::Leg(v, d))))
 }
 
+/// Whether the volume is to be served through a mirror, with its top device; or what comes before either. A mirror that
+/// is not to be is replaced in place by the place that the map has for it, so that what it holds goes there, before
+/// the top leaves it.
+fn mirror(i: &Input, seen: &Seen) -> Result<(bool, Option<DmDevice>), Next> {
+    let v = i.goal.volume;
+    let mut devices = wanted(i);
+    let top = devices.pop();
+    let Some(want) = devices.pop().filter(|d| d.role == DmRole::Mirror(v)) else {
+        return without_mirror(i, seen, top);
+    };
+    // Without the spare's device there is nothing to fill yet.
+    let Ok(table) = resolve(&want.rows, &lookup(i, seen)) else {
+        return without_mirror(i, seen, unmirrored(i));
+    };
+    match &seen.mirror {
+        Some(f) if f.table.as_ref().is_some_and(|t| same_table(t, &table)) && !f.suspended => {
+            match f.preloaded {
+                true => Err(Next::Do(Act::Clear(want.role))),
+                false => Ok((true, top)),
+            }
+        }
+        None if !i.was_whole => Err(Next::Do(Act::Set { role: want.role, table, read_only: false })),
+        Some(_) | None => without_mirror(i, seen, unmirrored(i)),
+    }
+}
+
+fn unmirrored(i: &Input) -> Option<DmDevice> {
+    wanted_unmirrored(i).pop()
+}
+
+fn without_mirror(i: &Input, seen: &Seen, top: Option<DmDevice>) -> Result<(bool, Option<DmDevice>), Next> {
+    let (Some(f), Some(t)) = (&seen.mirror, &top) else { return Ok((false, top)) };
+    let rows = match resolve(&t.rows, &lookup(i, seen)) {
+        Ok(rows) => rows,
+        Err(e) => return Err(Next::Wait(e.to_string())),
+    };
+    let [line] = f.table.as_ref().map_or(&[][..], Table::lines) else { return Ok((false, top)) };
+    let Kt::Mirror { legs, .. } = &line.target else { return Ok((false, top)) };
+    let Some(leg) = legs.iter().find(|l| is_used(&rows, l, line.len)) else {
+        return Err(Next::Wait(
+            "neither side of the mirror that stands is where the map has its extents".into(),
+        ));
+    };
+    match Table::single(line.len, Kt::Linear { dev: leg.dev, offset: leg.offset }) {
+        Ok(table) => Err(Next::Do(Act::Set { role: DmRole::Mirror(i.goal.volume), table, read_only: false })),
+        Err(e) => Err(Next::Wait(e.to_string())),
+    }
+}
+
+/// Whether a table maps `len` sectors from this place on.
+fn is_used(rows: &Table, place: &kernel::dm::Stripe, len: Sectors) -> bool {
+    let holds = |dev: DevNo, from: Sectors, room: Sectors| {
+        dev == place.dev && from <= place.offset && place.offset.plus(len) <= from.plus(room)
+    };
+    rows.lines().iter().any(|l| match &l.target {
+        Kt::Linear { dev, offset } => holds(*dev, *offset, l.len),
+        Kt::Striped { stripes, .. } => {
+            let room = Sectors::new(l.len.get() / stripes.len().max(1) as u64);
+            stripes.iter().any(|s| holds(s.dev, s.offset, room))
+        }
+        _ => false,
+    })
+}
+
+/// The act that keeps a mirror from copying on and fails what it holds.
+fn stop_mirror(i: &Input, seen: &Seen) -> Option<Act> {
+    let f = seen.mirror.as_ref()?;
+    let table = f.table.as_ref()?;
+    let role = DmRole::Mirror(i.goal.volume);
+    if is_fence(table) && !f.suspended {
+        return f.preloaded.then_some(Act::Clear(role));
+    }
+    Some(Act::Set { role, table: Table::error(table.len()).ok()?, read_only: false })
+}
+
 fn stale_leg(i: &Input, seen: &Seen) -> Option<DiskId> {
-    let disks: BTreeSet<DiskId> = i.goal.map.as_ref()?.map.disks();
+    let disks: BTreeSet<DiskId> = i.goal.map.as_ref()?.map.used_disks();
     seen.legs.keys().find(|d| !disks.contains(d) || !i.goal.remotes.contains_key(d)).copied()
 }
 
@@ -313,17 +415,19 @@ fn plan_fence_if_quiet(i: &Input, seen: &Seen) -> Next {
             Next::Do(Act::FenceIfQuiet(role, table))
         }
         Some(a) => Next::Do(a),
-        None => Next::Done,
+        None => stop_mirror(i, seen).map_or(Next::Done, Next::Do),
     }
 }
 
 fn plan_absent(i: &Input, seen: &Seen) -> Next {
     let v = i.goal.volume;
-    if let Some(a) = fence(i, seen) {
+    // The mirror first: the top would wait for what it holds.
+    if let Some(a) = stop_mirror(i, seen).or_else(|| fence(i, seen)) {
         return Next::Do(a);
     }
     let roles = [
         seen.top.is_some().then_some(DmRole::Top(v)),
+        seen.mirror.is_some().then_some(DmRole::Mirror(v)),
         seen.write_leg.is_some().then_some(DmRole::WriteLeg(v)),
         seen.map.is_some().then_some(DmRole::Map(v)),
         seen.legs.keys().next().map(|d| DmRole::Leg(v, *d)),

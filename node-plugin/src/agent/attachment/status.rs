@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use pool::{goals::Role, ids::DiskId, units::Sectors};
+use pool::{goals::Role, ids::DiskId, moving::Mirror, units::Sectors};
 
 use super::plan::{Input, Next, Seen, is_fence, is_guard, plan};
 use crate::agent::model::{AttachmentReport, Standing};
@@ -45,11 +45,27 @@ pub fn status(i: &Input, seen: &Seen, x: &Extra) -> AttachmentReport {
         busy: x.busy && standing != Standing::Fenced,
         size,
         queueing: x.queueing.iter().copied().collect(),
+        mirror: Some(mirror(i, seen)),
         reason,
     }
 }
 
+/// What is said about the mirror. One that is a mirror no more and still there has not let go.
+fn mirror(i: &Input, seen: &Seen) -> Mirror {
+    match &seen.mirror {
+        None if i.was_whole => Mirror::Broken,
+        None => Mirror::Gone,
+        Some(f) => f.mirror.unwrap_or(Mirror::Broken),
+    }
+}
+
 fn standing(i: &Input, seen: &Seen) -> Standing {
+    if seen.mirror.as_ref().is_some_and(|f| f.table.as_ref().is_some_and(|t| !is_fence(t)))
+        && seen.top_table().is_none_or(is_fence)
+    {
+        // It still copies.
+        return Standing::Unknown;
+    }
     let Some(table) = seen.top_table() else { return without_top(i, seen) };
     let suspended = seen.top.as_ref().is_some_and(|f| f.suspended);
     if is_fence(table) {
@@ -88,8 +104,11 @@ fn without_top(i: &Input, seen: &Seen) -> Standing {
     if i.goal.builds() {
         return Standing::Unknown;
     }
-    let nothing =
-        seen.top.is_none() && seen.map.is_none() && seen.write_leg.is_none() && seen.legs.is_empty();
+    let nothing = seen.top.is_none()
+        && seen.map.is_none()
+        && seen.write_leg.is_none()
+        && seen.mirror.is_none()
+        && seen.legs.is_empty();
     match i.goal.role {
         Role::Absent if nothing => Standing::Absent,
         Role::Writer | Role::Reader | Role::Guard | Role::FenceIfQuiet | Role::Absent => Standing::Fenced,

@@ -16,6 +16,7 @@ use kernel::{
 };
 use pool::{
     ids::{DiskId, NodeName, SliceId},
+    moving::Mirror,
     names::{self, DmRole},
     units::Sectors,
 };
@@ -138,7 +139,10 @@ impl Ground for Fake {
         let fresh = DevNo::new(253, w.minor);
         let d = w.devices.entry(role.clone()).or_default();
         let dev = d.found.as_ref().map_or(fresh, |f| f.dev);
+        // A mirror is whole at once.
+        let mirror = matches!(table.lines()[0].target, Target::Mirror { .. }).then_some(Mirror::Whole);
         d.found = Some(Found {
+            mirror,
             dev,
             table: Some(table.clone()),
             suspended: false,
