@@ -98,6 +98,30 @@ impl Clients {
         serde_json::from_str(&answer.into_inner().json).context("the survey is no JSON")
     }
 
+    /// Has a node's disks emptied, or (`undo`) no longer.
+    ///
+    /// # Errors
+    /// As the controller answers.
+    pub fn drain_node(&self, node: &str, undo: bool) -> Result<(), Status> {
+        let target = Some(drain_request::Target::Node(node.to_owned()));
+        self.drain(DrainRequest { target, undo, dry_run: false }).map(drop)
+    }
+
+    /// What there is to do to empty a disk.
+    ///
+    /// # Errors
+    /// As the controller answers.
+    pub fn drain_dry(&self, disk: &str) -> Result<Value> {
+        let target = Some(drain_request::Target::Disk(disk.to_owned()));
+        let json = self.drain(DrainRequest { target, undo: false, dry_run: true })?;
+        serde_json::from_str(&json).context("the answer is no JSON")
+    }
+
+    fn drain(&self, request: DrainRequest) -> Result<String, Status> {
+        let mut c = AdminClient::new(self.channel.clone());
+        Ok(self.runtime.block_on(c.drain(request))?.into_inner().json)
+    }
+
     pub(super) fn node(&self, forward: Arc<Forward>) -> Result<NodeCsi<'_>> {
         let path: Arc<Path> = forward.path().into();
         let channel = {

@@ -7,6 +7,7 @@ mod errors;
 mod faults;
 pub mod kube;
 mod migrate;
+mod moves;
 mod restart;
 mod sanity;
 mod verifier;
@@ -32,6 +33,7 @@ pub fn cases() -> Vec<Case> {
     let mut all = vec![];
     all.extend_from_slice(basic::CASES);
     all.extend_from_slice(migrate::CASES);
+    all.extend_from_slice(moves::CASES);
     for more in
         [vm::CASES, errors::CASES, restart::CASES, faults::CASES, crash::CASES, disks::CASES, sanity::CASES]
     {
