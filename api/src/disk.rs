@@ -1,6 +1,6 @@
 //! A claimed disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kube::CustomResource;
 use pool::{
@@ -42,6 +42,10 @@ pub struct Wipe {
     /// The runs.
     #[schemars(length(max = 65536))]
     pub runs: Vec<Stretch>,
+    /// Nodes that may still have a slice there.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schemars(schema_with = "schema::names")]
+    pub consumers: BTreeSet<NodeName>,
 }
 
 /// What the controller has on record about a disk. The resource's name is the disk's id, which stands in its label.

@@ -44,6 +44,11 @@ pub(crate) fn name(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "minLength": 1, "maxLength": 128, "pattern": "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$" })
 }
 
+/// Names, each once.
+pub(crate) fn names(g: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "x-kubernetes-list-type": "set", "maxItems": 4096, "items": name(g) })
+}
+
 /// A number that uses all of 64 bits: as text, since JSON numbers of the API server have 63.
 pub(crate) fn hex64(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "pattern": "^[0-9a-f]{16}$" })

@@ -147,7 +147,8 @@ fn retired() -> impl Strategy<Value = Retired> {
     let run =
         (num(), num()).prop_map(|(f, c)| Stretch { first: Extents::new(f), count: Extents::new(c.max(1)) });
     // A wipe's number uses all of its 64 bits.
-    (any::<u64>(), disk_id(), vec(run, 0..4)).prop_map(|(wipe, disk, runs)| Retired { wipe, disk, runs })
+    (any::<u64>(), disk_id(), vec(run, 0..4), btree_set(node(), 0..3))
+        .prop_map(|(wipe, disk, runs, consumers)| Retired { wipe, disk, runs, consumers })
 }
 
 fn explanation() -> impl Strategy<Value = Explanation> {
@@ -373,7 +374,12 @@ fn resources_that_make_no_sense_are_refused() {
         path: "/dev/d".into(),
         epoch: Epoch::ZERO,
         clean_through: Extents::ZERO,
-        fresh: Some(Retired { wipe: 1, disk: DiskId::from_u128(1), runs: vec![] }),
+        fresh: Some(Retired {
+            wipe: 1,
+            disk: DiskId::from_u128(1),
+            runs: vec![],
+            consumers: Default::default(),
+        }),
     };
     let good = NodeDisk::of(&record, Term::ZERO);
     let broken = |f: &dyn Fn(&mut NodeDisk)| {

@@ -351,10 +351,19 @@ impl AccessState {
         }
     }
 
+    /// Every node that has, gets or is losing access.
+    pub fn everyone(&self) -> BTreeSet<NodeName> {
+        let mut all: BTreeSet<NodeName> = self.holders().into_iter().collect();
+        all.extend(self.leaving.keys().cloned());
+        if let Access::CuttingOver { source, .. } = &self.access {
+            all.insert(source.clone());
+        }
+        all
+    }
+
     /// Whether `node` has, gets or is losing access.
     pub fn concerns(&self, node: &NodeName) -> bool {
-        let left = matches!(&self.access, Access::CuttingOver { source, .. } if source == node);
-        left || self.leaving.contains_key(node) || self.holders().contains(node)
+        self.everyone().contains(node)
     }
 
     /// Nobody has access and nobody's former access is left: the volume may be deleted.

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use crate::{
     access::{Access, AccessState, Confirmations, Place},
     ids::{DiskId, Epoch, NodeName},
+    record::Retired,
     volume::Map,
 };
 
@@ -84,7 +85,9 @@ pub struct View<'a> {
     pub access: &'a AccessState,
     /// Where the volume lies.
     pub map: &'a Map,
-    /// Which node hosts each disk.
+    /// What the volume has given up and is still to be wiped.
+    pub retired: &'a [Retired],
+    /// Which node hosts each disk, those of `retired` too.
     pub disks: &'a BTreeMap<DiskId, NodeName>,
     /// What nodes have confirmed.
     pub confirmed: &'a Confirmations,
@@ -129,7 +132,22 @@ pub fn plan_goals(v: &View<'_>) -> Goals {
             export(v, node, l.disks.iter().copied(), ExportState::Absent, &mut g);
         }
     }
+    abandon(v, &mut g);
     g
+}
+
+/// Has slices taken away that nobody needs any more, since a move has left their disk: a wipe waits for that.
+fn abandon(v: &View<'_>, g: &mut Goals) {
+    let (holders, disks) = (v.access.holders(), v.map.disks());
+    for r in v.retired {
+        for node in &r.consumers {
+            let holds = disks.contains(&r.disk) && holders.contains(node);
+            let leaves = v.access.leaving.get(node).is_some_and(|l| l.disks.contains(&r.disk));
+            if !holds && !leaves {
+                export(v, node, std::iter::once(r.disk), ExportState::Absent, g);
+            }
+        }
+    }
 }
 
 /// Has `node` open the volume, once nobody who is leaving could still write to the disks of its own: no export

@@ -197,7 +197,8 @@ impl VolumeRecord {
         }
         let mut next = Self { map, moving: None, ..self.bumped(epoch) };
         let runs = vec![Stretch { first: run.first, count: run.count }];
-        next.retired.push(Retired { wipe: draw(), disk: run.disk, runs });
+        let consumers = self.access.everyone();
+        next.retired.push(Retired { wipe: draw(), disk: run.disk, runs, consumers });
         MoveStep::End(Box::new(next), run)
     }
 

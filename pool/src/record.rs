@@ -5,7 +5,7 @@
 //! wipe id is drawn once and names one set of runs for ever; a record that no longer says whose an extent is has
 //! seen it wiped. Must not know: how records are stored, what time it is (times are arguments).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -54,6 +54,9 @@ pub struct Retired {
     pub disk: DiskId,
     /// The runs.
     pub runs: Vec<Stretch>,
+    /// Who may still have a slice that maps them, though the volume's map has them no more: to be taken away first.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub consumers: BTreeSet<NodeName>,
 }
 
 impl Retired {
@@ -125,7 +128,7 @@ impl VolumeRecord {
     }
 
     /// Every disk that it has to do with: its map's, its retired runs', and those of nodes that are leaving.
-    pub fn disks(&self) -> std::collections::BTreeSet<DiskId> {
+    pub fn disks(&self) -> BTreeSet<DiskId> {
         let mut all = self.map.disks();
         all.extend(self.retired.iter().map(|r| r.disk));
         all.extend(self.access.leaving.values().flat_map(|l| l.disks.iter().copied()));
@@ -174,7 +177,7 @@ impl VolumeRecord {
         let mut next = Self { map: Map::default(), moving: None, ..self.clone() };
         for (disk, mut runs) in by_disk {
             runs.sort();
-            next.retired.push(Retired { wipe: draw(), disk, runs });
+            next.retired.push(Retired { wipe: draw(), disk, runs, consumers: BTreeSet::new() });
         }
         next
     }

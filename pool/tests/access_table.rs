@@ -73,7 +73,7 @@ fn a_source_that_left_is_not_named_as_a_holder() {
 }
 
 fn roles(s: &AccessState, confirmed: &Confirmations) -> Vec<(String, Role)> {
-    let view = View { access: s, map: &map(), disks: &disks(), confirmed, patient: &|_| true };
+    let view = View { access: s, map: &map(), retired: &[], disks: &disks(), confirmed, patient: &|_| true };
     let Goals { attachments, .. } = plan_goals(&view);
     attachments.into_iter().map(|g| (g.node.to_string(), g.role)).collect()
 }

@@ -353,7 +353,12 @@ impl Engine {
             }
             let chunk =
                 next.disk.extent_size.extents_round_down(self.config.fresh_chunk).max(Extents::new(1));
-            next.fresh = next.next_fresh(chunk).map(|r| Retired { wipe, disk: id, runs: vec![r] });
+            next.fresh = next.next_fresh(chunk).map(|r| Retired {
+                wipe,
+                disk: id,
+                runs: vec![r],
+                consumers: BTreeSet::new(),
+            });
         }
         (next != s.record).then_some((Some(next), Cause::Fresh))
     }

@@ -104,6 +104,7 @@ impl Engine {
         let goals = plan_goals(&View {
             access: &v.record.access,
             map: &v.record.map,
+            retired: &v.record.retired,
             disks: &disks,
             confirmed: &v.live.confirmed,
             patient: &|n| self.patient(v, n),

@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use csi_proto::{
-    admin::{SurveyRequest, admin_client::AdminClient},
+    admin::{DrainRequest, SurveyRequest, admin_client::AdminClient, drain_request},
     csi::{
         self, CapacityRange, TopologyRequirement, VolumeCapability,
         controller_client::ControllerClient,

@@ -55,7 +55,11 @@ pub(super) const CASES: &[Case] = &[
 
 /// Calls `act`, as an orchestrator does, until it succeeds, while the controller dies at each of `points` in turn and
 /// is started again; each is passed before and after its write. At last the controller runs as before.
-pub(super) fn die_at<T: Send>(c: &Cluster, points: &[&str], act: impl Fn() -> Result<T, Status> + Sync) -> Result<T> {
+pub(super) fn die_at<T: Send>(
+    c: &Cluster,
+    points: &[&str],
+    act: impl Fn() -> Result<T, Status> + Sync,
+) -> Result<T> {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let caller = scope.spawn(|| {

@@ -463,6 +463,7 @@ impl World {
         let view = View {
             access: &record.access,
             map: &record.map,
+            retired: &[],
             disks: &disks,
             confirmed: &confirmed,
             patient: &patient,
