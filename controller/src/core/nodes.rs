@@ -322,6 +322,10 @@ impl Engine {
             }
         }
         disks.extend(self.consider_devices(name));
+        if full {
+            // What follows may rest on what the node has said in this session.
+            self.node_mut(name).reported = true;
+        }
         for d in disks {
             self.advance_disk(d);
         }
@@ -329,7 +333,6 @@ impl Engine {
             self.advance(v);
         }
         if full {
-            self.node_mut(name).reported = true;
             self.settle_contested(name);
         }
     }

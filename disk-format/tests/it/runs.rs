@@ -139,6 +139,7 @@ fn a_map_is_made_again_from_all_disks() {
         count: Extents::new(count),
         legs,
         stripe,
+        spare: None,
     };
     map.push(seg(0, 8, vec![leg(1, 5)], None));
     map.push(seg(8, 6, vec![leg(2, 0), leg(3, 7)], None));
