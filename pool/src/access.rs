@@ -445,13 +445,20 @@ impl AccessState {
         }
     }
 
-    /// A user takes the volume from the controller's own work: at once on the same node, elsewhere as from the dead.
+    /// A user takes the volume from the controller's own work: at once on the same node, elsewhere as from the dead. One
+    /// who only reads gets it on the same node when the writer that stood there has gone, and has to ask again: as a
+    /// reader the node could lose the volume without being fenced, though its device may not have heard yet.
     fn take_over(&self, keeper: &NodeName, node: &NodeName, mode: Mode, facts: &Facts<'_>) -> Outcome {
         if mode.upkeep {
             return Outcome::Unchanged;
         }
         if keeper == node {
             let mut next = self.bump();
+            if mode.read_only {
+                next.leave(keeper, true, facts);
+                next.access = Access::Detached;
+                return Outcome::Changed(next, vec![]);
+            }
             next.access = Access::Attached { holders: BTreeMap::from([(node.clone(), mode)]) };
             return Outcome::Changed(next, vec![Notice::Attached(node.clone())]);
         }

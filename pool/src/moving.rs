@@ -12,6 +12,8 @@
 //!   ([`Moving::asks_for_mirror`]).
 //! - A spare is given up (wiped, and given to others) only when the node that filled it says that its mirror is gone,
 //!   or when nothing is left of that node's access: a mirror copies on its own.
+//! - Nothing comes to a disk on which the volume has a run that awaits its wipe: a slice that has not heard yet may
+//!   still lead to that run under the same address.
 //! - A move is of a volume with one writer. Whatever brings a second node into play calls it off in the same record.
 //!
 //! Must not know: what is worth moving, how fast, the kernel.
@@ -21,7 +23,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{Epoch, NodeName},
+    ids::{DiskId, Epoch, NodeName},
     record::{Retired, Stretch, VolumeRecord},
     units::{Bytes, Extents},
     volume::{Leg, Run},
@@ -124,6 +126,9 @@ pub enum CannotMove {
     /// It has no single writer.
     #[error("it is not held by exactly one node that may write")]
     Holders,
+    /// The disk has a run of it that awaits a wipe.
+    #[error("a run of it on disk {0} awaits its wipe")]
+    Wiping(DiskId),
     /// The piece is not one.
     #[error("the extents are not of one segment, or the target does not fit it")]
     Piece,
@@ -137,6 +142,9 @@ impl VolumeRecord {
     pub fn begin_move(&self, piece: Piece, cause: MoveCause) -> Result<Self, CannotMove> {
         if self.moving.is_some() {
             return Err(CannotMove::Moving);
+        }
+        if self.retired.iter().any(|r| r.disk == piece.to.disk) {
+            return Err(CannotMove::Wiping(piece.to.disk));
         }
         let by = self.access.sole_holder().ok_or(CannotMove::Holders)?.clone();
         let map =

@@ -202,7 +202,8 @@ impl Engine {
         let user = r.access.users().first().cloned();
         let host = self.disks.get(&from).map(|s| s.record.disk.node.clone());
         let segment = r.map.0.iter().find(|s| s.start <= piece.start && piece.start < s.end());
-        let avoid = segment.into_iter().flat_map(Segment::places).map(|l| l.disk).collect();
+        let places = segment.into_iter().flat_map(Segment::places).map(|l| l.disk);
+        let avoid = places.chain(r.retired.iter().map(|r| r.disk)).collect();
         let whole = segment.is_some_and(|s| s.stripe.is_some());
         let mut request = placement(&r.params, &r.pool, Extents::new(1));
         // The lender that is left goes, in time, for the one that comes.
