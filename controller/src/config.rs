@@ -151,16 +151,68 @@ pub struct NodeTokens {
     pub service_account: String,
 }
 
-/// TLS material, PEM files.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Tls {
-    /// The CA that nodes' certificates must come from.
-    pub ca: PathBuf,
+/// TLS material: `ca`, `cert` and `key` for files, `kubernetes` for what the controller makes itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "TlsSection")]
+pub enum Tls {
+    /// PEM files; they are read anew when they change.
+    Files(TlsFiles),
+    /// The reigning controller makes a CA and certificates, and keeps them in the cluster.
+    Kubernetes(KubernetesTls),
+}
+
+/// TLS material in PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The CA that nodes' certificates must come from; only tokens count without one.
+    pub ca: Option<PathBuf>,
     /// The controller's certificate chain.
     pub cert: PathBuf,
     /// Its key.
     pub key: PathBuf,
+}
+
+/// TLS material in objects of the cluster, which are there already and may be empty.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct KubernetesTls {
+    /// Their namespace; the pod's own when left out.
+    #[serde(default)]
+    pub namespace: Option<String>,
+    /// The Secret of the controller's certificate.
+    pub secret: String,
+    /// The Secret of the CA and its key.
+    pub ca_secret: String,
+    /// The ConfigMap with the CAs that nodes trust.
+    pub bundle: String,
+    /// Names and addresses under which the controller is dialled.
+    pub names: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct TlsSection {
+    ca: Option<PathBuf>,
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+    kubernetes: Option<KubernetesTls>,
+}
+
+impl TryFrom<TlsSection> for Tls {
+    type Error = &'static str;
+
+    fn try_from(s: TlsSection) -> Result<Self, Self::Error> {
+        match (s.ca, s.cert, s.key, s.kubernetes) {
+            (ca, Some(cert), Some(key), None) => Ok(Tls::Files(TlsFiles { ca, cert, key })),
+            (None, None, None, Some(k)) if k.names.is_empty() => {
+                Err("kubernetes.names: at least one name is needed, under which nodes dial the controller")
+            }
+            (None, None, None, Some(k)) => Ok(Tls::Kubernetes(k)),
+            _ => Err(
+                "tls is either cert, key and (for nodes' certificates) ca, which are files, or kubernetes",
+            ),
+        }
+    }
 }
 
 /// Timing of node sessions.
@@ -298,6 +350,17 @@ impl Config {
         if self.node_tokens.is_some() && self.tls.is_none() && !self.listen.nodes.ip().is_loopback() {
             return bad("nodeTokens", "tokens must not cross a network in the clear: give tls".to_owned());
         }
+        let only_tokens = match &self.tls {
+            Some(Tls::Files(f)) => f.ca.is_none(),
+            Some(Tls::Kubernetes(_)) => true,
+            None => false,
+        };
+        if only_tokens && self.node_tokens.is_none() {
+            return bad(
+                "tls",
+                "nodes could not prove who they are: give tls.ca for certificates, or nodeTokens".to_owned(),
+            );
+        }
         if let Some(t) = self.node_tokens.as_ref().filter(|t| t.service_account.split(':').count() != 2) {
             return bad(
                 "nodeTokens.serviceAccount",
@@ -394,6 +457,14 @@ nodeTokens: {serviceAccount: 'weir:weir-node'}
             let e = parse(&CLUSTER.replace(from, to)).unwrap_err();
             assert!(e.contains(says), "{to}: {e}");
         }
+        let own = "tls: {kubernetes: {secret: s, caSecret: c, bundle: b, names: [weir.ns.svc]}}";
+        let with_tls = |t: &str| parse(&format!("{CLUSTER}{t}"));
+        assert!(matches!(with_tls(own).unwrap().tls, Some(Tls::Kubernetes(k)) if k.ca_secret == "c"));
+        assert!(with_tls("tls: {cert: /a, key: /b}").is_ok(), "tokens need no CA of clients");
+        assert!(with_tls("tls: {cert: /a}").unwrap_err().contains("tls is either"));
+        assert!(with_tls(&own.replace("weir.ns.svc", "")).unwrap_err().contains("at least one name"));
+        let bare = format!("{CLUSTER}{own}").replace("nodeTokens: {serviceAccount: 'weir:weir-node'}\n", "");
+        assert!(parse(&bare).unwrap_err().contains("prove who they are"));
         let pools = GOOD.replace("{path: /var/lib/weir/controller.redb}", "{kubernetes: {}}");
         assert!(parse(&pools).unwrap_err().contains("StoragePool resources"));
     }

@@ -15,6 +15,7 @@ mod moves;
 mod nodes;
 mod publish;
 mod query;
+mod report;
 pub mod seen;
 mod steps;
 pub mod told;
@@ -32,6 +33,7 @@ pub use boot::StartError;
 pub use config::{CoreConfig, DeviceSelector, FreshDisks, NodeSelector, PoolSpec};
 pub use handle::{Handle, OpenError, Session};
 pub use measures::{Measures, Tally};
+pub use report::{DiskReport, Fleet, News, VolumeReport};
 
 use crate::{
     fault::{Fault, Side},

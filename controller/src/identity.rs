@@ -13,6 +13,10 @@ use std::{
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
 use kube::{Api, Client, api::PostParams};
+use observe::prometheus::{
+    metrics::{counter::Counter, family::Family},
+    registry::Registry,
+};
 use pool::ids::NodeName;
 use tonic::{
     Extensions, Status,
@@ -96,18 +100,51 @@ pub fn proven_node(status: &TokenReviewStatus, expected: &Expected) -> Result<No
     }
 }
 
+/// Callers that were refused, counted by why.
+#[derive(Clone, Debug, Default)]
+pub struct Refusals(Family<[(&'static str, &'static str); 1], Counter>);
+
+impl Refusals {
+    /// Makes them part of what is told.
+    pub fn register(&self, registry: &mut Registry) {
+        let help = "Callers on the session port that could not prove to be the node they speak for";
+        registry.register("weir_sessions_refused", help, self.0.clone());
+    }
+
+    fn count(&self, reason: &'static str) {
+        self.0.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// How many for this reason.
+    pub fn counted(&self, reason: &'static str) -> u64 {
+        self.0.get_or_create(&[("reason", reason)]).get()
+    }
+}
+
+impl Refusal {
+    /// As metrics have it.
+    const fn as_str(&self) -> &'static str {
+        match self {
+            Refusal::Unauthenticated(_) => "unauthenticated",
+            Refusal::OtherAccount(_) => "other-account",
+            Refusal::NoNode => "no-node",
+        }
+    }
+}
+
 /// Believes tokens that the API server has reviewed, and certificates where no token is shown.
 pub struct ByToken {
     reviews: Api<TokenReview>,
     expected: Expected,
+    refused: Refusals,
     /// Answers that are still good. Keys are secrets: they are shown to nobody.
     known: Mutex<HashMap<String, (NodeName, Instant)>>,
 }
 
 impl ByToken {
     /// Tokens that the cluster of `client` reviews.
-    pub fn new(client: Client, expected: Expected) -> Self {
-        Self { reviews: Api::all(client), expected, known: Mutex::new(HashMap::new()) }
+    pub fn new(client: Client, expected: Expected, refused: Refusals) -> Self {
+        Self { reviews: Api::all(client), expected, refused, known: Mutex::new(HashMap::new()) }
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<String, (NodeName, Instant)>> {
@@ -146,6 +183,7 @@ impl ByToken {
                 Ok(node)
             }
             Err(e) => {
+                self.refused.count(e.as_str());
                 tracing::warn!(error = %e, "a node's token is refused");
                 Err(Status::unauthenticated(e.to_string()))
             }
@@ -170,16 +208,22 @@ impl Identify for ByToken {
         connection: &Extensions,
         metadata: &MetadataMap,
     ) -> Result<Option<NodeName>, Status> {
-        if let Some(token) = bearer(metadata)? {
+        let token = bearer(metadata).inspect_err(|_| self.refused.count("no-token"))?;
+        if let Some(token) = token {
             return self.review(token).await.map(Some);
         }
         match by_certificate(connection) {
             Some(n) => Ok(Some(n)),
             None => {
+                self.refused.count("nothing-shown");
                 tracing::warn!("a caller shows neither a token nor a certificate: refused");
                 Err(Status::unauthenticated("neither a token nor a certificate that names a node was shown"))
             }
         }
+    }
+
+    fn impostor(&self) {
+        self.refused.count("other-node");
     }
 }
 

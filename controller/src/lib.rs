@@ -2,16 +2,20 @@
 //! tell. It never touches a device.
 
 pub mod admin;
+pub mod admission;
 pub mod api;
+pub mod certificates;
 pub mod cluster;
 pub mod config;
 pub mod core;
 pub mod csi;
+mod face;
 pub mod fault;
 pub mod flow;
 pub mod identity;
 mod metrics;
 pub mod pools;
+pub mod report;
 pub mod serve;
 pub mod session;
 mod status;

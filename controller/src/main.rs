@@ -1,6 +1,6 @@
 //! weir-controller: allocates volumes, places and attaches them. See `weir-controller --help`.
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal, net::IpAddr, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
 use controller::{config::Config, fault::Fault, serve};
@@ -20,6 +20,9 @@ struct Args {
     /// Only check the configuration file.
     #[arg(long)]
     check_config: bool,
+    /// Where nodes reach this process: standbys tell nodes the address of whoever reigns.
+    #[arg(long, value_name = "IP", env = "WEIR_ADDRESS")]
+    address: Option<IpAddr>,
     /// Write the log as JSON, one object a line.
     #[arg(long)]
     log_json: bool,
@@ -61,6 +64,6 @@ async fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
         tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
         tx.send_replace(true);
     });
-    serve::run(config, fault, stop).await?;
+    serve::run(config, args.address, fault, stop).await?;
     Ok(())
 }

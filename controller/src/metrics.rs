@@ -16,12 +16,14 @@ use tokio::runtime;
 use crate::{
     core::{Handle, Tally},
     flow::{Flow, reason_word},
+    identity::Refusals,
 };
 
 /// All metrics of a controller.
-pub(crate) fn registry(handle: &Handle, operations: &Operations) -> Registry {
+pub(crate) fn registry(handle: &Handle, operations: &Operations, refused: &Refusals) -> Registry {
     let mut r = Registry::default();
     operations.register(&mut r);
+    refused.register(&mut r);
     handle.measures().register(&mut r);
     r.register_collector(Box::new(Gauges { handle: handle.clone(), runtime: runtime::Handle::current() }));
     r

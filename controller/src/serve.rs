@@ -1,13 +1,20 @@
 //! Wires the parts of a controller together and runs it until it is told to stop.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use csi_proto::{
     admin::admin_server::AdminServer,
     csi::{controller_server::ControllerServer, identity_server::IdentityServer},
 };
 use kube::Client;
-use observe::{Operations, Told};
+use observe::Operations;
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::watch,
@@ -21,15 +28,19 @@ use tower::layer::util::{Identity, Stack};
 
 use crate::{
     admin::AdminService,
+    admission::cluster::ByPods,
     api::Api,
+    certificates::{self, cluster::Keeper},
     cluster,
-    config::{Config, Endpoint, KubernetesStore, NodeTokens, Store as StoreConfig},
-    core::{self, Core, CoreConfig, Handle, PoolSpec},
+    config::{Config, Endpoint, KubernetesStore, NodeTokens, Store as StoreConfig, Tls},
+    core::{self, Core, CoreConfig, PoolSpec},
     csi::{ControllerService, IdentityService},
+    face::Face,
     fault::Fault,
     flow::sweep,
-    identity::{ByCertificate, ByToken, Expected},
+    identity::{ByCertificate, ByToken, Expected, Refusals},
     metrics, pools,
+    report::Reporter,
     session::{self, Identify},
     store::{
         Store,
@@ -63,9 +74,9 @@ pub enum ServeError {
     /// A server failed.
     #[error("a server failed: {0}")]
     Transport(#[from] tonic::transport::Error),
-    /// A TLS file.
+    /// TLS files.
     #[error(transparent)]
-    Tls(#[from] tls::TlsError),
+    Tls(#[from] certificates::FilesError),
     /// There is no way to the cluster.
     #[error(transparent)]
     Cluster(#[from] cluster::ConnectError),
@@ -79,24 +90,52 @@ pub enum ServeError {
 
 /// The way to the cluster, where one is needed.
 async fn client(config: &Config) -> Result<Option<Client>, ServeError> {
-    let needed = config.node_tokens.is_some() || matches!(config.store, StoreConfig::Kubernetes(_));
+    let needed = config.node_tokens.is_some()
+        || matches!(config.store, StoreConfig::Kubernetes(_))
+        || matches!(config.tls, Some(Tls::Kubernetes(_)));
     Ok(if needed { Some(cluster::connect(config.kubeconfig.as_deref()).await?) } else { None })
 }
 
 /// Runs a controller until `stop` says so or the core fails. Stopping it stops no I/O.
 ///
+/// `address`: where this process is reached by nodes and by other controllers, without the port.
+///
 /// # Errors
 /// See [`ServeError`].
-pub async fn run(config: Config, fault: Fault, mut stop: watch::Receiver<bool>) -> Result<(), ServeError> {
+pub async fn run(
+    config: Config,
+    address: Option<IpAddr>,
+    fault: Fault,
+    stop: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
     let client = client(&config).await?;
+    let face = Face::default();
+    face.serve_http(&config, stop.clone()).await?;
+    let sessions = serve_sessions(&config, client.clone(), &face).await?;
+    tokio::select! {
+        r = work(&config, address, client, &face, fault, stop) => r?,
+        r = sessions => r?,
+    }
+    face.ready(Err("stopping".to_owned()));
+    Ok(())
+}
+
+/// Keeps the records and reigns, where and when it may, until it is told to stop.
+async fn work(
+    config: &Config,
+    address: Option<IpAddr>,
+    client: Option<Client>,
+    face: &Face,
+    fault: Fault,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
     match (&config.store, client) {
         (StoreConfig::Kubernetes(k), Some(client)) => {
-            let store = Arc::new(Kubernetes::new(client.clone(), lease(k, &client)));
+            let store = Arc::new(Kubernetes::new(client.clone(), lease(k, address, config, &client)));
             let served = tokio::select! {
-                r = in_cluster(&config, &client, store.clone(), fault, stop.clone()) => r,
+                r = in_cluster(config, &client, store.clone(), face, fault) => r,
                 why = store.deposed() => Err(ServeError::Deposed(why)),
-                // While it stands by; later its reign ends by itself.
-                _ = stop.wait_for(|s| *s) => Ok(()),
+                () = told(&mut stop) => Ok(()),
             };
             if let Err(e) = store.release().await {
                 tracing::warn!(error = %e, "the Lease was not given up; it runs out by itself");
@@ -107,11 +146,20 @@ pub async fn run(config: Config, fault: Fault, mut stop: watch::Receiver<bool>) 
             let store = Arc::new(Embedded::open(path)?);
             let pools = config.pools.iter();
             let pools = pools.map(|p| pools::core_pool(p.metadata.name.clone(), &p.spec)).collect();
-            reign(&config, pools, client, store, fault, stop).await
+            tokio::select! {
+                r = reign(config, pools, client, store, face, fault) => r,
+                () = told(&mut stop) => Ok(()),
+            }
         }
         // `client` makes one whenever the store asks for it.
         (StoreConfig::Kubernetes(_), None) => Ok(()),
     }
+}
+
+/// Waits until it is told to stop; a sender that is gone tells so as well.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    drop(stop.wait_for(|s| *s).await);
+    tracing::info!("told to stop");
 }
 
 /// Reigns over the cluster's pools for as long as they stay as they are; then a new start takes them up.
@@ -119,12 +167,14 @@ async fn in_cluster(
     config: &Config,
     client: &Client,
     store: Arc<Kubernetes>,
+    face: &Face,
     fault: Fault,
-    stop: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
+    let other = store.other();
     let known = pools::in_cluster(client).await.map_err(|e| ServeError::Pools(Box::new(e)))?;
     tokio::select! {
-        r = reign(config, known.clone(), Some(client.clone()), store, fault, stop) => r,
+        r = reign(config, known.clone(), Some(client.clone()), store, face, fault) => r,
+        () = face.stand_by(other) => Ok(()),
         () = pools::changed(client, &known) => {
             tracing::info!("the cluster's StoragePools have changed: ending, to start with them");
             Ok(())
@@ -133,7 +183,7 @@ async fn in_cluster(
 }
 
 /// Which Lease, and who this is.
-fn lease(k: &KubernetesStore, client: &Client) -> LeaseConfig {
+fn lease(k: &KubernetesStore, address: Option<IpAddr>, config: &Config, client: &Client) -> LeaseConfig {
     let namespace = k.namespace.clone().unwrap_or_else(|| client.default_namespace().to_owned());
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let identity = format!("{}-{}", host.trim(), uuid::Uuid::new_v4());
@@ -142,107 +192,126 @@ fn lease(k: &KubernetesStore, client: &Client) -> LeaseConfig {
         duration,
         deadline: duration * 2 / 3,
         retry: duration * 2 / 15,
+        address: address.map(|ip| SocketAddr::new(ip, config.listen.nodes.port()).to_string()),
         ..LeaseConfig::new(namespace, k.lease.clone(), identity)
     }
 }
 
 /// Who tells callers apart.
-fn identify(config: &Config, client: Option<Client>) -> Arc<dyn Identify> {
+fn identify(config: &Config, client: Option<Client>, refused: &Refusals) -> Arc<dyn Identify> {
     match (&config.node_tokens, client) {
         (Some(NodeTokens { audience, service_account }), Some(client)) => {
             let expected = Expected { audience: audience.clone(), service_account: service_account.clone() };
-            Arc::new(ByToken::new(client, expected))
+            Arc::new(ByToken::new(client, expected, refused.clone()))
         }
         _ if config.tls.is_some() => Arc::new(ByCertificate),
         _ => Arc::new(session::Unproven),
     }
 }
 
-/// Loads what is on record, decides and serves until a part of that fails or `stop` says so.
+/// Loads what is on record, decides and serves until a part of that fails.
 async fn reign(
     config: &Config,
     pools: Vec<PoolSpec>,
     client: Option<Client>,
     store: Arc<dyn Store>,
+    face: &Face,
     fault: Fault,
-    mut stop: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
-    let identify = identify(config, client);
+    let refused = Refusals::default();
+    let identify = identify(config, client.clone(), &refused);
     let (core, handle) = Core::start(core_config(config, pools), store, fault).await?;
-    // Not before: nodes that find nobody listening dial another controller.
-    let nodes_listener = bind(&config.listen.nodes.to_string()).await?;
+    let (handle, reporter) = match (&config.store, client) {
+        (StoreConfig::Kubernetes(_), Some(client)) => {
+            let admission = ByPods::new(client.clone(), config.driver_name.clone());
+            let handle = handle.with_admission(Arc::new(admission));
+            (handle.clone(), Some(Reporter::new(client, handle)))
+        }
+        (StoreConfig::Kubernetes(_), None) | (StoreConfig::Embedded(_), _) => (handle, None),
+    };
+    let report = async {
+        match reporter {
+            Some(r) => r.run().await,
+            None => std::future::pending().await,
+        }
+    };
     let api: Arc<dyn Api> = Arc::new(handle.clone());
-
     let operations = Operations::default();
-    let (ready, readiness) = watch::channel(Ok(()));
-    if let Some(at) = config.listen.http {
-        let told = Told {
-            live: live_check(handle.clone()),
-            ready: readiness,
-            metrics: Arc::new(metrics::registry(&handle, &operations)),
-        };
-        let listener = bind(&at.to_string()).await?;
-        let mut stop = stop.clone();
-        let until = async move { drop(stop.wait_for(|s| *s).await) };
-        tokio::spawn(async move {
-            if let Err(e) = observe::serve(listener, told, until).await {
-                tracing::error!(%at, error = %e, "health and metrics are not served any more");
-            }
-        });
-    }
+    face.measure(metrics::registry(&handle, &operations, &refused));
     let csi = Server::builder()
         .layer(operations)
         .add_service(IdentityServer::new(IdentityService::new(api.clone(), config.driver_name.clone())))
         .add_service(ControllerServer::new(ControllerService::new(api.clone())))
         .add_service(AdminServer::new(AdminService::new(api)));
-    let mut sessions = Server::builder()
-        .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(Duration::from_secs(5)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)));
-    if let Some(t) = &config.tls {
-        sessions = sessions.tls_config(tls::server(t, config.node_tokens.is_some())?)?;
-    }
+    let listener = CsiListener::bind(&config.listen.csi).await?;
     let sweeps = sweep::keep_sweeping(handle.flow().clone(), handle.clone());
-    let sessions = sessions.add_service(session::Service::new(handle, identify).into_server());
-    let incoming = TcpIncoming::from(nodes_listener).with_nodelay(Some(true));
+    face.reign(handle, identify);
     tracing::info!(csi = ?config.listen.csi, nodes = %config.listen.nodes, "weir-controller is up");
-
     tokio::select! {
         r = core.run() => r?,
-        r = sessions.serve_with_incoming(incoming) => r?,
-        r = serve_csi(csi, &config.listen.csi) => r?,
+        r = listener.serve(csi) => r?,
+        () = report => {}
         // It ends with the core.
         () = async { sweeps.await; std::future::pending().await } => {}
-        _ = stop.wait_for(|s| *s) => tracing::info!("told to stop"),
     }
-    drop(ready.send_replace(Err("stopping".to_owned())));
     Ok(())
 }
 
-/// The process lives when its core answers.
-fn live_check(handle: Handle) -> observe::Check {
-    Arc::new(move || {
-        let handle = handle.clone();
-        Box::pin(async move { handle.tally().await.map(drop).map_err(|e| e.to_string()) })
+/// Serves nodes' sessions for as long as the process lives, whoever reigns.
+async fn serve_sessions(
+    config: &Config,
+    client: Option<Client>,
+    face: &Face,
+) -> Result<impl Future<Output = Result<(), tonic::transport::Error>> + use<>, ServeError> {
+    let listener = bind(&config.listen.nodes.to_string()).await?;
+    let tokens = config.node_tokens.is_some();
+    let settings = match (&config.tls, client) {
+        (Some(Tls::Files(files)), _) => Some(certificates::watch_files(files.clone(), tokens)?),
+        (Some(Tls::Kubernetes(k)), Some(client)) => Some(Keeper::new(client, k.clone()).keep(face.reigns())),
+        // `client` makes one whenever certificates ask for it.
+        (Some(Tls::Kubernetes(_)), None) | (None, _) => None,
+    };
+    let sessions = Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_service(face.sessions().into_server());
+    Ok(async move {
+        match settings {
+            Some(settings) => sessions.serve_with_incoming(tls::incoming(listener, settings)).await,
+            None => {
+                let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+                sessions.serve_with_incoming(incoming).await
+            }
+        }
     })
 }
 
-async fn serve_csi(router: Router<Stack<Operations, Identity>>, at: &Endpoint) -> Result<(), ServeError> {
-    match at {
-        Endpoint::Tcp(a) => {
-            let listener = bind(&a.to_string()).await?;
-            router.serve_with_incoming(TcpListenerStream::new(listener)).await?;
-        }
-        Endpoint::Unix(path) => {
-            let listener = bind_unix(path)
-                .map_err(|source| ServeError::Listen { at: path.display().to_string(), source })?;
-            router.serve_with_incoming(UnixListenerStream::new(listener)).await?;
-        }
-    }
-    Ok(())
+/// Where CSI is served.
+enum CsiListener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
 }
 
-async fn bind(at: &str) -> Result<TcpListener, ServeError> {
+impl CsiListener {
+    async fn bind(at: &Endpoint) -> Result<Self, ServeError> {
+        match at {
+            Endpoint::Tcp(a) => bind(&a.to_string()).await.map(Self::Tcp),
+            Endpoint::Unix(path) => bind_unix(path)
+                .map(Self::Unix)
+                .map_err(|source| ServeError::Listen { at: path.display().to_string(), source }),
+        }
+    }
+
+    async fn serve(self, router: Router<Stack<Operations, Identity>>) -> Result<(), tonic::transport::Error> {
+        match self {
+            Self::Tcp(l) => router.serve_with_incoming(TcpListenerStream::new(l)).await,
+            Self::Unix(l) => router.serve_with_incoming(UnixListenerStream::new(l)).await,
+        }
+    }
+}
+
+pub(crate) async fn bind(at: &str) -> Result<TcpListener, ServeError> {
     TcpListener::bind(at).await.map_err(|source| ServeError::Listen { at: at.to_owned(), source })
 }
 

@@ -2,6 +2,7 @@
 //! message is checked before the core sees it; the caller's identity must be the node that it speaks for; a session
 //! that ends, ends alone. Must not know: what the core decides.
 
+mod front;
 mod goals;
 mod recordings;
 mod reports;
@@ -27,6 +28,8 @@ use crate::{
     status::status,
 };
 
+pub use front::{Front, Role};
+
 /// How long a node may take to introduce itself.
 const HELLO: Duration = Duration::from_secs(5);
 /// Messages on their way to one node: beyond these, goals gather in the box, where newer ones replace older ones.
@@ -39,6 +42,9 @@ pub trait Identify: Send + Sync + 'static {
     /// has to be (plain connections on one machine).
     async fn node(&self, connection: &Extensions, metadata: &MetadataMap)
     -> Result<Option<NodeName>, Status>;
+
+    /// A caller was refused for speaking for a node that it is not.
+    fn impostor(&self) {}
 }
 
 /// Believes every caller: for a lab and for tests.
@@ -76,10 +82,11 @@ impl Service {
 }
 
 /// Holds the node that is spoken for against the one that is speaking.
-fn check(proven: Option<&NodeName>, claimed: &str) -> Result<NodeName, Status> {
+fn check(identify: &dyn Identify, proven: Option<&NodeName>, claimed: &str) -> Result<NodeName, Status> {
     let claimed: NodeName = claimed.parse().map_err(|e: BadId| Status::invalid_argument(e.to_string()))?;
     match proven {
         Some(p) if *p != claimed => {
+            identify.impostor();
             tracing::warn!(k8s_node = %p, %claimed, "a node speaks for another one: refused");
             Err(Status::permission_denied(format!("this connection belongs to node {p}, not to {claimed}")))
         }
@@ -107,10 +114,10 @@ impl node_session_server::NodeSession for Service {
         let proven = self.proven(&request).await?;
         let mut from_node = request.into_inner();
         let (to_node, out) = mpsc::channel(IN_FLIGHT);
-        let core = self.core.clone();
+        let (core, identify) = (self.core.clone(), self.identify.clone());
         // The answer's headers must not wait for the node's first message: some clients send it only after them.
         tokio::spawn(async move {
-            if let Err(status) = converse(&core, proven, &mut from_node, &to_node).await
+            if let Err(status) = converse(&core, &*identify, proven, &mut from_node, &to_node).await
                 && to_node.send(Err(status)).await.is_err()
             {
                 tracing::debug!("a session's node was gone before it was told why");
@@ -122,7 +129,7 @@ impl node_session_server::NodeSession for Service {
     async fn attach(&self, request: Request<AttachRequest>) -> Result<Response<AttachResponse>, Status> {
         let proven = self.proven(&request).await?;
         let r = request.into_inner();
-        let node = check(proven.as_ref(), &r.node)?;
+        let node = check(&*self.identify, proven.as_ref(), &r.node)?;
         let id = volume(&r.volume)?;
         let mode = Mode { read_only: r.read_only, multi_node: r.multi_node, upkeep: false };
         let capability = Capability { block: r.block, fs_type: String::new(), mode };
@@ -134,7 +141,7 @@ impl node_session_server::NodeSession for Service {
     async fn detach(&self, request: Request<DetachRequest>) -> Result<Response<DetachResponse>, Status> {
         let proven = self.proven(&request).await?;
         let r = request.into_inner();
-        let node = check(proven.as_ref(), &r.node)?;
+        let node = check(&*self.identify, proven.as_ref(), &r.node)?;
         self.core.detach(volume(&r.volume)?, Some(node), true).await.map_err(|e| status(&e))?;
         Ok(Response::new(DetachResponse {}))
     }
@@ -147,6 +154,7 @@ fn volume(text: &str) -> Result<VolumeId, Status> {
 /// One session from its first message to its end.
 async fn converse(
     core: &Handle,
+    identify: &dyn Identify,
     proven: Option<NodeName>,
     from_node: &mut Streaming<NodeMessage>,
     to_node: &mpsc::Sender<Result<ControllerMessage, Status>>,
@@ -159,7 +167,7 @@ async fn converse(
         Some(Err(e)) => return Err(e),
         None => return Ok(()),
     };
-    let node = check(proven.as_ref(), &hello.node)?;
+    let node = check(identify, proven.as_ref(), &hello.node)?;
     let hello = reports::parse_hello(node, hello);
     let session = core.open(hello).await.map_err(|e| no_session(&e))?;
     let millis = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);

@@ -21,6 +21,9 @@ pub mod node {
     tonic::include_proto!("weir.node.v1");
 }
 
+/// Metadata of a refused session: where the reigning controller is found, `address:port`.
+pub const LEADER: &str = "weir-leader";
+
 /// How a plugin makes itself known to the kubelet, package `pluginregistration` (v1).
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 pub mod registration {

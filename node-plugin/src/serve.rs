@@ -8,11 +8,10 @@ use tokio::{
     net::{TcpListener, UnixStream},
     sync::watch,
 };
-use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 use crate::{
     agent::{self, Agent, real::Kernel},
-    config::{Config, ConfigError, Tls, storage_address},
+    config::{Config, ConfigError, storage_address},
     csi::{self, Faults, IdentityService, KernelTools, NodeService, NodeSettings},
     disks::{self, KernelHardware},
     disks_api::disk_link,
@@ -80,7 +79,6 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
         SocketAddr::new(storage_address(&config.storage, &config.controllers)?, config.storage_port);
     fs::create_dir_all(&config.state_dir)
         .map_err(|source| ServeError::File { path: config.state_dir.clone(), source })?;
-    let tls = config.tls.as_ref().map(client_tls).transpose()?;
     // Bound first: a second plugin on the node ends here, before it touches anything.
     let socket = csi::bind(&config.csi_socket).await?;
 
@@ -95,7 +93,7 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
     let session = SessionConfig {
         node: config.node.clone(),
         controllers: config.controllers.iter().map(|e| e.as_str().to_owned()).collect(),
-        tls,
+        tls: config.tls.clone(),
         token: config.token.clone(),
         boot_id: read_boot_id()?,
         storage,
@@ -127,7 +125,7 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
         let told = Told {
             live: live_check(config.csi_socket.clone()),
             ready: readiness,
-            metrics: Arc::new(metrics::registry(gauges, &operations)),
+            metrics: watch::channel(Arc::new(metrics::registry(gauges, &operations))).1,
         };
         let listener =
             TcpListener::bind(at).await.map_err(|source| ServeError::Http { at: at.to_string(), source })?;
@@ -168,17 +166,6 @@ fn live_check(socket: PathBuf) -> observe::Check {
 
 fn read(path: &PathBuf) -> Result<Vec<u8>, ServeError> {
     fs::read(path).map_err(|source| ServeError::File { path: path.clone(), source })
-}
-
-fn client_tls(t: &Tls) -> Result<ClientTlsConfig, ServeError> {
-    let mut config = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(read(&t.ca)?));
-    if let (Some(cert), Some(key)) = (&t.cert, &t.key) {
-        config = config.identity(Identity::from_pem(read(cert)?, read(key)?));
-    }
-    Ok(match &t.server_name {
-        Some(n) => config.domain_name(n),
-        None => config,
-    })
 }
 
 fn read_boot_id() -> Result<String, ServeError> {

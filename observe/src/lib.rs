@@ -42,8 +42,8 @@ pub struct Told {
     pub live: Check,
     /// Whether it can serve now.
     pub ready: watch::Receiver<Verdict>,
-    /// What is measured.
-    pub metrics: Arc<Registry>,
+    /// What is measured now.
+    pub metrics: watch::Receiver<Arc<Registry>>,
 }
 
 /// Serves until `stop` is done.
@@ -81,9 +81,10 @@ fn verdict_response(verdict: Verdict) -> Response {
 
 async fn metrics(State(told): State<Told>) -> Response {
     // Collectors may take locks and walk tables: not on the threads that serve everything else.
+    let registry = told.metrics.borrow().clone();
     let text = tokio::task::spawn_blocking(move || {
         let mut text = String::new();
-        encode(&mut text, &told.metrics).map(|()| text)
+        encode(&mut text, &registry).map(|()| text)
     });
     match text.await {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
@@ -118,7 +119,7 @@ mod tests {
         ops.record("NodeStageVolume", "Ok", Duration::from_millis(30));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
-        let told = Told { live, ready, metrics: Arc::new(registry) };
+        let told = Told { live, ready, metrics: watch::channel(Arc::new(registry)).1 };
         tokio::spawn(serve(listener, told, std::future::pending()));
         (at, set)
     }

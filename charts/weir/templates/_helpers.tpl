@@ -82,9 +82,17 @@ nodeTokens:
   serviceAccount: {{ .Release.Namespace }}:{{ include "weir.nodeAccount" . }}
 lease: {{- toYaml .Values.controller.lease | nindent 2 }}
 tls:
-  ca: /etc/weir/tls/ca.crt
+{{- if eq .Values.tls.source "controller" }}
+  kubernetes:
+    namespace: {{ .Release.Namespace }}
+    secret: {{ include "weir.tlsSecret" . }}
+    caSecret: {{ include "weir.caSecret" . }}
+    bundle: {{ include "weir.caBundle" . }}
+    names: {{- concat (list (include "weir.serverName" .)) .Values.tls.extraNames | toYaml | nindent 4 }}
+{{- else }}
   cert: /etc/weir/tls/tls.crt
   key: /etc/weir/tls/tls.key
+{{- end }}
 {{- end }}
 
 {{- define "weir.nodeConfig" -}}

@@ -250,7 +250,7 @@ impl Engine {
     fn on_volume_durable(&mut self, id: VolumeId, version: Option<Version>, pending: Pending) {
         let Some(v) = self.volumes.get_mut(&id) else { return };
         tracing::debug!(volume = %id, cause = pending.cause.as_str(), "recorded");
-        self.measures.recorded(pending.cause, self.now.mono, &mut v.live.cut_over_since);
+        self.measures.recorded(id, pending.cause, self.now.mono, &mut v.live.cut_over_since);
         v.version = version;
         let gone = pending.next.is_none();
         if let Some(next) = pending.next {

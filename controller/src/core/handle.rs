@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use pool::{
     access::Mode,
     ids::{DiskId, NodeName, Term, VolumeId},
+    layout::Sharing,
     units::Bytes,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -14,11 +15,13 @@ use super::{
     engine::Engine,
     measures::{Measures, Tally},
     query::unfit,
+    report::{Fleet, VolumeReport},
     seen::{Hello, Report},
     told::{Close, Outbox},
     volume::{Reply, Request, answer},
 };
 use crate::{
+    admission::{Admission, Denied, Everybody, Newcomer},
     api::{
         Api, ApiError, Attached, Capability, Capacity, CreateVolume, DrainRow, DrainTarget, Segments, Survey,
         VolumeInfo, VolumePage,
@@ -112,6 +115,18 @@ impl Engine {
         self.ask(id, Request::Attach { node, mode, wait, reply });
     }
 
+    /// Somebody who would be a second holder of a volume that several may hold for a migration only.
+    fn newcomer(&self, volume: VolumeId, node: NodeName) -> Option<Newcomer> {
+        let r = &self.volumes.get(&volume)?.record;
+        let holders = r.access.holders();
+        match r.params.sharing {
+            Sharing::Migrate if !holders.is_empty() && !holders.contains(&node) => {
+                Some(Newcomer { volume, name: r.name.clone(), node, holders })
+            }
+            Sharing::Migrate | Sharing::MultiWriter => None,
+        }
+    }
+
     /// Ends every session: the controller stops.
     pub(super) fn close_sessions(&mut self) {
         for n in self.nodes.values_mut() {
@@ -149,6 +164,7 @@ pub struct Handle {
     flow: Arc<Flow>,
     heartbeat: Duration,
     lease: Duration,
+    admission: Arc<dyn Admission>,
 }
 
 fn stopping() -> ApiError {
@@ -163,7 +179,27 @@ impl Handle {
         heartbeat: Duration,
         lease: Duration,
     ) -> Self {
-        Self { commands, reign, measures, flow: Arc::default(), heartbeat, lease }
+        let admission = Arc::new(Everybody);
+        Self { commands, reign, measures, flow: Arc::default(), heartbeat, lease, admission }
+    }
+
+    /// Asks `admission` before a second node gets a volume whose sharing is for migrations.
+    pub fn with_admission(self, admission: Arc<dyn Admission>) -> Self {
+        Self { admission, ..self }
+    }
+
+    /// Whether a node may have a volume beside those that hold it.
+    async fn admit(&self, id: VolumeId, node: &NodeName, mode: Mode) -> Result<(), ApiError> {
+        if !mode.multi_node || mode.read_only {
+            return Ok(());
+        }
+        let node = node.clone();
+        let newcomer = self.question(move |e| e.newcomer(id, node)).await?;
+        let Some(newcomer) = newcomer else { return Ok(()) };
+        self.admission.admit(&newcomer).await.map_err(|e| match e {
+            Denied::Refused(why) => ApiError::Precondition(format!("volume {id}: {why}")),
+            Denied::Unknown(_) => ApiError::Unavailable(format!("volume {id}: {e}")),
+        })
     }
 
     /// This controller's reign.
@@ -208,6 +244,30 @@ impl Handle {
     /// The controller is stopping.
     pub async fn tally(&self) -> Result<Tally, ApiError> {
         self.question(Engine::tally).await
+    }
+
+    /// A volume, for people; `None` when there is none.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn volume_report(&self, id: VolumeId) -> Result<Option<VolumeReport>, ApiError> {
+        self.question(move |e| e.volume_report(id)).await
+    }
+
+    /// All disks and nodes, for people.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn fleet(&self) -> Result<Fleet, ApiError> {
+        self.question(Engine::fleet).await
+    }
+
+    /// Attached volumes that have to do with a node.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn volumes_at(&self, node: NodeName) -> Result<Vec<VolumeId>, ApiError> {
+        self.question(move |e| e.volumes_at(&node)).await
     }
 
     /// How often a node has to say something.
@@ -339,6 +399,7 @@ impl Api for Handle {
         capability: Capability,
         wait: bool,
     ) -> Result<Attached, ApiError> {
+        self.admit(id, &node, capability.mode).await?;
         self.request(|reply| Command::Attach { id, node, capability, wait, reply }).await
     }
 

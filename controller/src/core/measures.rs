@@ -8,33 +8,49 @@ use observe::prometheus::{
 };
 use pool::{
     access::Access,
-    ids::{NodeName, PoolName},
+    ids::{NodeName, PoolName, VolumeId},
     record::Lifecycle,
     units::{Bytes, Extents},
 };
+use tokio::sync::broadcast;
 
-use super::engine::Engine;
+use super::{engine::Engine, report::News};
 use crate::fault::Cause;
 
 /// Bounds in seconds of the time that a cut-over takes at the controller: a held write waits a little longer.
 const CUT_OVER: [f64; 11] = [0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 2.0, 30.0];
+
+/// Changes of volumes that a slow listener may be behind.
+const NEWS: usize = 8192;
 
 /// Counted since the controller started. Clones count together.
 #[derive(Clone, Debug)]
 pub struct Measures {
     steps: Family<[(&'static str, &'static str); 1], Counter>,
     cut_overs: Histogram,
+    news: broadcast::Sender<News>,
 }
 
 impl Default for Measures {
     fn default() -> Self {
-        Self { steps: Family::default(), cut_overs: Histogram::new(CUT_OVER) }
+        let news = broadcast::channel(NEWS).0;
+        Self { steps: Family::default(), cut_overs: Histogram::new(CUT_OVER), news }
     }
 }
 
 impl Measures {
     /// A change of a volume's record is durable. `since`: the volume's note of when its cut-over began.
-    pub(super) fn recorded(&self, cause: Cause, now: Duration, since: &mut Option<Duration>) {
+    pub(super) fn recorded(
+        &self,
+        volume: VolumeId,
+        cause: Cause,
+        now: Duration,
+        since: &mut Option<Duration>,
+    ) {
+        // Nobody has to listen; who is slow learns how much was missed.
+        if self.news.receiver_count() > 0 && self.news.send(News { volume, cause }).is_err() {
+            tracing::debug!("nobody listens to news any more");
+        }
         self.steps.get_or_create(&[("step", cause.as_str())]).inc();
         match cause {
             Cause::CutOver => *since = Some(now),
@@ -46,6 +62,11 @@ impl Measures {
             Cause::Abort => *since = None,
             _ => {}
         }
+    }
+
+    /// Changes of volumes from now on.
+    pub fn news(&self) -> broadcast::Receiver<News> {
+        self.news.subscribe()
     }
 
     /// Makes them part of what is told.

@@ -53,7 +53,7 @@ impl Engine {
         })
     }
 
-    fn abnormal(&self, r: &VolumeRecord) -> Option<String> {
+    pub(super) fn abnormal(&self, r: &VolumeRecord) -> Option<String> {
         if r.lifecycle == Lifecycle::Deleting {
             return Some("it is being deleted".to_owned());
         }
@@ -171,22 +171,27 @@ impl Engine {
         let d = &s.record.disk;
         let usage = self.pool.usage(d.id);
         let bytes = |n: Extents| d.extent_size.checked_bytes_of(n).unwrap_or_default();
-        let reason = s.seen.as_ref().map(|o| o.reason.as_str()).filter(|r| !r.is_empty());
-        let failing = d.state == DiskState::Serving && d.health == Health::Failing;
-        let state = if failing { "failing".to_owned() } else { d.state.to_string() };
         DiskRow {
             disk: d.id,
             node: d.node.clone(),
             pool: d.pool.clone(),
             path: s.record.path.clone(),
-            state: match reason {
-                Some(r) => format!("{state}: {r}"),
-                None => state,
-            },
+            state: disk_state_text(s),
             size: bytes(d.extents),
             free: usage.map(|u| bytes(u.free)).unwrap_or_default(),
             unwiped: usage.map(|u| bytes(u.set_aside)).unwrap_or_default(),
         }
+    }
+}
+
+/// A disk's state in a word, with the reason where its node gives one.
+pub(super) fn disk_state_text(s: &super::disks::DiskSlot) -> String {
+    let d = &s.record.disk;
+    let failing = d.state == DiskState::Serving && d.health == Health::Failing;
+    let state = if failing { "failing".to_owned() } else { d.state.to_string() };
+    match s.seen.as_ref().map(|o| o.reason.as_str()).filter(|r| !r.is_empty()) {
+        Some(r) => format!("{state}: {r}"),
+        None => state,
     }
 }
 

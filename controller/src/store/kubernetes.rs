@@ -34,7 +34,7 @@ use pool::{
     record::{Key, Record},
 };
 
-pub use lease::LeaseConfig;
+pub use lease::{LeaseConfig, Other};
 
 use super::{Page, Reign, Store, StoreError, Stored, Version};
 use lease::Lease;
@@ -85,6 +85,11 @@ impl Kubernetes {
     /// Waits until the reign that was begun is over: what comes back says why.
     pub async fn deposed(&self) -> String {
         self.lease.lost().await
+    }
+
+    /// Which other controller reigns, while one does.
+    pub fn other(&self) -> tokio::sync::watch::Receiver<Option<Other>> {
+        self.lease.other()
     }
 
     /// Gives the Lease up, so that another controller need not wait for its end.

@@ -29,7 +29,10 @@ use crate::{
     world::until,
 };
 
+mod admission;
+mod certificates;
 mod outage;
+mod report;
 mod tokens;
 
 const LEASES: &str = "default";

@@ -75,7 +75,7 @@ impl Rig {
         Self::over(config, Arc::new(Memory::default()), sizes).await
     }
 
-    async fn over(config: CoreConfig, store: Arc<dyn Store>, sizes: &[u64]) -> Self {
+    pub(crate) async fn over(config: CoreConfig, store: Arc<dyn Store>, sizes: &[u64]) -> Self {
         let world = World::default();
         let (core, task) = start(config, store).await;
         let node = |(i, n): (usize, &u64)| Node::new(&world, &format!("n{}", i + 1), &[*n]);
@@ -125,7 +125,7 @@ impl Rig {
         .await
     }
 
-    async fn dead(&self, node: usize) {
+    pub(crate) async fn dead(&self, node: usize) {
         let name = self.name(node);
         until("the lease runs out", || async {
             self.core.survey().await.nodes.iter().any(|n| n.node == name && !n.alive).then_some(())
@@ -527,4 +527,40 @@ async fn a_younger_controllers_node_is_left_alone() {
     n.connect(&new).await;
     n.connect(&old).await;
     assert!(old.survey().await.nodes.is_empty(), "it has obeyed a younger one");
+}
+
+/// Admits nobody.
+struct Nobody;
+
+#[async_trait::async_trait]
+impl controller::admission::Admission for Nobody {
+    async fn admit(&self, n: &controller::admission::Newcomer) -> Result<(), controller::admission::Denied> {
+        Err(controller::admission::Denied::Refused(format!("{} is held by a VM", n.name)))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_node_is_asked_about_and_a_holder_is_not() {
+    let rig = Rig::new(&[10, 10]).await;
+    let v = rig.create("v", 2, Some("n1")).await.id;
+    let strict = rig.core.clone().with_admission(Arc::new(Nobody));
+    let attach = |node: usize, c: Capability| {
+        let (strict, name) = (&strict, rig.name(node));
+        async move { strict.attach(v, name, c, true).await }
+    };
+    attach(0, RWX).await.unwrap();
+    attach(0, RWX).await.unwrap();
+    match attach(1, RWX).await {
+        Err(ApiError::Precondition(why)) => assert!(why.contains("v is held by a VM"), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    // Said by the one that believes the orchestrator, it is in; and then it is a holder.
+    rig.attach(v, 1, &RWX).await.unwrap();
+    attach(1, RWX).await.unwrap();
+    let mut free = request("free", 2, Some("n1"));
+    free.parameters.insert("sharing".into(), "multiWriter".into());
+    let free = rig.core.create_volume(free).await.unwrap().id;
+    for node in [0, 1] {
+        strict.attach(free, rig.name(node), RWX, true).await.unwrap();
+    }
 }

@@ -11,6 +11,7 @@
 
 pub mod handle;
 pub mod term;
+mod tls;
 mod token;
 
 use std::{
@@ -22,14 +23,17 @@ use std::{
     time::Duration,
 };
 
-use csi_proto::node::{self as proto, node_session_client::NodeSessionClient};
+use csi_proto::{
+    LEADER,
+    node::{self as proto, node_session_client::NodeSessionClient},
+};
 use observe::Verdict;
 use pool::ids::{NodeName, Term};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Streaming,
-    transport::{Channel, ClientTlsConfig, Endpoint},
+    transport::{Channel, Endpoint},
 };
 use tracing::{info, warn};
 
@@ -39,6 +43,7 @@ use self::{
 };
 use crate::{
     agent::{Agent, Backoff, Goals, book::Book},
+    config::Tls,
     convert,
     disks_api::{DiskLink, DiskOrder},
     flow::Recorder,
@@ -61,8 +66,8 @@ pub struct SessionConfig {
     /// Controllers as URIs (`http://10.0.2.2:7000`), never empty: dialled in turn. Names are resolved again for each
     /// attempt.
     pub controllers: Vec<String>,
-    /// TLS, where the controller wants it.
-    pub tls: Option<ClientTlsConfig>,
+    /// TLS, where the controller wants it: files that are read for every dial.
+    pub tls: Option<Tls>,
     /// The file of the token that says which node this is, where no certificate does.
     pub token: Option<PathBuf>,
     /// This boot: /proc/sys/kernel/random/boot_id.
@@ -86,6 +91,8 @@ pub struct SessionConfig {
 enum SessionError {
     #[error("controller address {0:?} is not a URI: {1}")]
     Address(String, #[source] tonic::transport::Error),
+    #[error("TLS: {0}")]
+    Tls(#[from] tls::ReadError),
     #[error("dial: {0}")]
     Dial(#[source] tonic::transport::Error),
     #[error("the controller says: {0}")]
@@ -145,12 +152,21 @@ impl Session {
     async fn run(mut self) {
         let mut backoff = Backoff::new(REDIAL.0, REDIAL.1);
         let mut last = String::new();
+        let mut sent_on: Option<String> = None;
         for attempt in 0_usize.. {
             let n = self.config.controllers.len().max(1);
-            self.controller = self.config.controllers.get(attempt % n).cloned().unwrap_or_default();
+            let listed = self.config.controllers.get(attempt % n).cloned().unwrap_or_default();
+            let was_sent = sent_on.is_some();
+            self.controller = sent_on.take().unwrap_or(listed);
             let mut welcomed = false;
             let Err(e) = self.one(&mut welcomed).await;
             let why = chain(&e);
+            // At once, and once: whoever is sent on from there as well begins again with the list.
+            if let Some(leader) = leader(&self.controller, &e).filter(|_| !was_sent) {
+                info!(controller = self.controller, leader, "sent on to the reigning controller");
+                sent_on = Some(leader);
+                continue;
+            }
             if welcomed {
                 backoff.reset();
             }
@@ -204,7 +220,7 @@ impl Session {
             .keep_alive_timeout(KEEP_ALIVE.1)
             .keep_alive_while_idle(true);
         if let Some(tls) = &self.config.tls {
-            e = e.tls_config(tls.clone()).map_err(bad)?;
+            e = e.tls_config(tls::settings(tls)?).map_err(bad)?;
         }
         e.connect().await.map_err(SessionError::Dial)
     }
@@ -340,6 +356,14 @@ impl Session {
     }
 }
 
+/// Where a controller that stands by says that the reigning one is, in the scheme in which it was dialled itself.
+fn leader(dialled: &str, e: &SessionError) -> Option<String> {
+    let SessionError::Status(s) = e else { return None };
+    let address: SocketAddr = s.metadata().get(LEADER)?.to_str().ok()?.parse().ok()?;
+    let (scheme, _) = dialled.split_once("://")?;
+    Some(format!("{scheme}://{address}"))
+}
+
 async fn beat(tx: &mpsc::Sender<proto::NodeMessage>, every: Duration) -> SessionError {
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -378,4 +402,22 @@ fn chain(e: &dyn std::error::Error) -> String {
         source = c.source();
     }
     s
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_standby_sends_on_to_an_address_and_to_nothing_else() {
+        let says = |text: &str| {
+            let mut s = tonic::Status::unavailable("stands by");
+            s.metadata_mut().insert(LEADER, text.parse().unwrap());
+            leader("https://weir.ns.svc:9500", &s.into())
+        };
+        assert_eq!(says("10.0.0.7:9500").as_deref(), Some("https://10.0.0.7:9500"));
+        assert_eq!(says("[fd00::7]:9500").as_deref(), Some("https://[fd00::7]:9500"));
+        assert_eq!(says("evil.example:1"), None);
+        assert_eq!(leader("https://x:1", &tonic::Status::unavailable("").into()), None);
+    }
 }

@@ -40,6 +40,8 @@ pub struct LeaseConfig {
     pub name: String,
     /// This process; no other one, before or after, has the same.
     pub identity: String,
+    /// Where nodes find it while it reigns.
+    pub address: Option<String>,
     /// For how long others leave a Lease alone that is not renewed: whole seconds.
     pub duration: Duration,
     /// For how long the holder itself counts on it.
@@ -52,8 +54,20 @@ impl LeaseConfig {
     /// With Kubernetes's own times: 15 s, 10 s, 2 s.
     pub fn new(namespace: String, name: String, identity: String) -> Self {
         let s = Duration::from_secs;
-        Self { namespace, name, identity, duration: s(15), deadline: s(10), retry: s(2) }
+        Self { namespace, name, identity, address: None, duration: s(15), deadline: s(10), retry: s(2) }
     }
+}
+
+/// The annotation that says where the holder is found.
+const ADDRESS: &str = "weir.storage/address";
+
+/// Who else holds a Lease.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Other {
+    /// Its name for itself.
+    pub holder: String,
+    /// Where nodes find it, if it says so.
+    pub address: Option<String>,
 }
 
 /// How things stand.
@@ -81,6 +95,8 @@ struct Shared {
     /// When the request left that renewed it last.
     renewed: StdMutex<Option<Instant>>,
     state: watch::Sender<State>,
+    /// Whoever held it when it was looked at last, if not this process.
+    other: watch::Sender<Option<Other>>,
 }
 
 /// A Lease.
@@ -104,6 +120,7 @@ impl Lease {
             held: Mutex::new(None),
             renewed: StdMutex::new(None),
             state: watch::channel(State::Idle).0,
+            other: watch::channel(None).0,
         });
         let (confirm, waiting) = mpsc::channel(WAITING);
         let renewer = tokio::spawn(keep(shared.clone(), waiting));
@@ -119,6 +136,11 @@ impl Lease {
             State::Lost(why) => Err(why),
             State::Idle => Err("no reign has begun".to_owned()),
         }
+    }
+
+    /// Who else holds it, as it was looked at last.
+    pub(super) fn other(&self) -> watch::Receiver<Option<Other>> {
+        self.shared.other.subscribe()
     }
 
     /// Waits until the Lease is lost.
@@ -229,6 +251,7 @@ impl Shared {
         *held = Some(Held { object, term });
         *self.renewed() = Some(at);
         self.state.send_replace(State::Held(term));
+        self.other.send_replace(None);
         tracing::info!(%term, lease = self.config.name, holder = self.config.identity, "the Lease is ours");
         Step::Taken(term)
     }
@@ -241,6 +264,15 @@ impl Shared {
             renew_time: Some(Self::now()),
             lease_transitions: Some(transitions),
             ..LeaseSpec::default()
+        }
+    }
+
+    /// Says where this process is found, or takes away where its predecessor was.
+    fn sign(&self, metadata: &mut ObjectMeta) {
+        let annotations = metadata.annotations.get_or_insert_default();
+        match &self.config.address {
+            Some(a) => drop(annotations.insert(ADDRESS.to_owned(), a.clone())),
+            None => drop(annotations.remove(ADDRESS)),
         }
     }
 
@@ -258,6 +290,14 @@ impl Shared {
         let spec = object.spec.clone().unwrap_or_default();
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
         if !holder.is_empty() && holder != self.config.identity {
+            let annotations = object.metadata.annotations.as_ref();
+            let address = annotations.and_then(|a| a.get(ADDRESS)).filter(|a| !a.is_empty()).cloned();
+            let other = Some(Other { holder: holder.to_owned(), address });
+            self.other.send_if_modified(|o| {
+                let news = *o != other;
+                *o = other;
+                news
+            });
             let given = u64::try_from(spec.lease_duration_seconds.unwrap_or(0)).unwrap_or(0);
             let limit = Duration::from_secs(given).max(self.config.duration);
             match watched {
@@ -278,6 +318,7 @@ impl Shared {
         }
         let term = next_term(spec.lease_transitions.and_then(|n| u64::try_from(n).ok()).unwrap_or(0))?;
         object.spec = Some(self.spec(term.1));
+        self.sign(&mut object.metadata);
         let at = Instant::now();
         match self.replace(&object).await {
             Ok(object) => Ok(self.taken(&mut held, object, term.0, at)),
@@ -288,10 +329,9 @@ impl Shared {
 
     async fn make(&self, held: &mut Option<Held>, floor: u64) -> Result<Step, Failure> {
         let term = if floor == 0 { next_term(0)? } else { next_term(floor.saturating_add(GAP))? };
-        let object = Object {
-            metadata: ObjectMeta { name: Some(self.config.name.clone()), ..ObjectMeta::default() },
-            spec: Some(self.spec(term.1)),
-        };
+        let mut metadata = ObjectMeta { name: Some(self.config.name.clone()), ..ObjectMeta::default() };
+        self.sign(&mut metadata);
+        let object = Object { metadata, spec: Some(self.spec(term.1)) };
         let at = Instant::now();
         match self.limited(self.api.create(&PostParams::default(), &object)).await {
             Ok(object) => Ok(self.taken(held, object, term.0, at)),

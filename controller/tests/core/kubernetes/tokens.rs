@@ -1,7 +1,7 @@
 //! Nodes by their projected service account tokens, as the API server reviews them.
 
 use controller::{
-    identity::{ByToken, Expected},
+    identity::{ByToken, Expected, Refusals},
     session::Identify,
 };
 use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
@@ -28,7 +28,7 @@ async fn token(client: &Client, account: &str, audience: &str, pod: Option<&Pod>
 }
 
 /// Makes it if it is not there.
-async fn ensure<K>(api: &Api<K>, object: Value) -> K
+pub(super) async fn ensure<K>(api: &Api<K>, object: Value) -> K
 where
     K: kube::Resource<DynamicType = ()>
         + Clone
@@ -77,7 +77,8 @@ async fn a_node_is_who_its_token_says() {
     let others = ensure(&pods, pod("tokens-stranger", "stranger")).await;
 
     let expected = || Expected { audience: "weir".into(), service_account: "default:weir-node".into() };
-    let by = ByToken::new(client.clone(), expected());
+    let refusals = Refusals::default();
+    let by = ByToken::new(client.clone(), expected(), refusals.clone());
     let good = token(&client, "weir-node", "weir", Some(&ours)).await;
     assert_eq!(ask(&by, &good).await.unwrap().as_deref(), Some("tokens-n1"));
 
@@ -98,6 +99,10 @@ async fn a_node_is_who_its_token_says() {
     refused(ask(&by, &format!("{forged}AAAA")).await, "does not vouch");
     let nothing = by.node(&Extensions::new(), &MetadataMap::new()).await.unwrap_err();
     assert_eq!(nothing.code(), Code::Unauthenticated);
+
+    let counted =
+        ["unauthenticated", "other-account", "no-node", "nothing-shown"].map(|r| refusals.counted(r));
+    assert_eq!(counted, [3, 1, 1, 1]);
 
     for name in ["tokens-node", "tokens-stranger"] {
         let now = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };

@@ -1,0 +1,122 @@
+//! What a controller shows of itself from its start to its end, whoever reigns: health, metrics, and what nodes are answered.
+//!
+//! Invariants: a standby is ready, for it does what it is there for; a controller is live while it starts and stands by, and
+//! as long as its core answers once it reigns. Must not know: records, the store.
+
+use std::sync::Arc;
+
+use observe::{Told, Verdict, prometheus::registry::Registry};
+use tokio::sync::watch;
+
+use crate::{
+    config::Config,
+    core::Handle,
+    serve::{ServeError, bind},
+    session::{Front, Identify, Role, Service},
+    store::kubernetes::Other,
+};
+
+/// Clones show the same.
+#[derive(Clone)]
+pub(crate) struct Face {
+    ready: watch::Sender<Verdict>,
+    role: watch::Sender<Role>,
+    reigns: watch::Sender<bool>,
+    core: watch::Sender<Option<Handle>>,
+    metrics: watch::Sender<Arc<Registry>>,
+}
+
+impl Default for Face {
+    fn default() -> Self {
+        Self {
+            ready: watch::channel(Err("starting: who reigns is not known yet".to_owned())).0,
+            role: watch::channel(Role::Starting).0,
+            reigns: watch::channel(false).0,
+            core: watch::channel(None).0,
+            metrics: watch::channel(Arc::new(Registry::default())).0,
+        }
+    }
+}
+
+impl Face {
+    /// Serves health and metrics, where they are configured, until `stop` says so.
+    pub(crate) async fn serve_http(
+        &self,
+        config: &Config,
+        mut stop: watch::Receiver<bool>,
+    ) -> Result<(), ServeError> {
+        let Some(at) = config.listen.http else { return Ok(()) };
+        let told =
+            Told { live: self.live(), ready: self.ready.subscribe(), metrics: self.metrics.subscribe() };
+        let listener = bind(&at.to_string()).await?;
+        let until = async move { drop(stop.wait_for(|s| *s).await) };
+        tokio::spawn(async move {
+            if let Err(e) = observe::serve(listener, told, until).await {
+                tracing::error!(%at, error = %e, "health and metrics are not served any more");
+            }
+        });
+        Ok(())
+    }
+
+    /// The process lives when its core answers, once it has one.
+    fn live(&self) -> observe::Check {
+        let core = self.core.subscribe();
+        Arc::new(move || {
+            let handle = core.borrow().clone();
+            Box::pin(async move {
+                match handle {
+                    Some(h) => h.tally().await.map(drop).map_err(|e| e.to_string()),
+                    None => Ok(()),
+                }
+            })
+        })
+    }
+
+    pub(crate) fn ready(&self, verdict: Verdict) {
+        drop(self.ready.send_replace(verdict));
+    }
+
+    pub(crate) fn measure(&self, registry: Registry) {
+        self.metrics.send_replace(Arc::new(registry));
+    }
+
+    /// Whether this controller reigns.
+    pub(crate) fn reigns(&self) -> watch::Receiver<bool> {
+        self.reigns.subscribe()
+    }
+
+    /// What answers nodes.
+    pub(crate) fn sessions(&self) -> Front {
+        Front::new(self.role.subscribe())
+    }
+
+    /// Shows who else reigns, as long as this controller does not. Never done.
+    pub(crate) async fn stand_by(&self, mut other: watch::Receiver<Option<Other>>) {
+        loop {
+            let found = other.borrow_and_update().clone();
+            match found {
+                Some(o) => {
+                    self.role.send_replace(Role::Standby(o.address));
+                    self.ready(Ok(()));
+                }
+                // The Lease is ours: records are being loaded, or all is up.
+                None if matches!(*self.role.borrow(), Role::Standby(_)) => {
+                    self.role.send_replace(Role::Starting);
+                    self.ready(Err("loading records".to_owned()));
+                }
+                None => {}
+            }
+            if other.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// This controller reigns and can serve.
+    pub(crate) fn reign(&self, handle: Handle, identify: Arc<dyn Identify>) {
+        self.core.send_replace(Some(handle.clone()));
+        self.role.send_replace(Role::Reigning(Service::new(handle, identify)));
+        self.reigns.send_replace(true);
+        self.ready(Ok(()));
+    }
+}

@@ -1,0 +1,11 @@
+//! What people see of Weir in the cluster: `status` of its resources, and events on claims, nodes and disks.
+//!
+//! It follows from the core and changes nothing there; nothing is decided by it, and all of it may be lost. Only the reigning
+//! controller writes. Invariants: a status is written when it says something new, not more often than people read; the API
+//! server being away delays it and does nothing else. Must not know: how records are kept.
+
+mod events;
+mod plan;
+mod writer;
+
+pub use writer::Reporter;
