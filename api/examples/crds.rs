@@ -1,4 +1,4 @@
-//! Writes the definitions into the chart.
+//! Writes the definitions into the chart, and their reference into docs.
 
 use std::path::Path;
 
@@ -9,5 +9,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::fs::write(dir.join(&name), text)?;
         println!("{name}");
     }
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/crds.md");
+    std::fs::write(page, api::reference::page()?)?;
     Ok(())
 }

@@ -19,6 +19,7 @@ mod disk;
 mod node;
 mod pool_resource;
 mod quantity;
+pub mod reference;
 mod schema;
 mod snapshot;
 mod volume;
