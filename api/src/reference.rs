@@ -24,7 +24,12 @@ pub fn page() -> Result<String, RenderError> {
         let schema = &version["schema"]["openAPIV3Schema"];
         let names = &d["spec"]["names"];
         let word = |v: &Value| v.as_str().unwrap_or_default().to_owned();
-        out += &format!("\n## {} (`{}`)\n\n{}\n", word(&names["kind"]), word(&names["shortNames"][0]), word(&schema["description"]));
+        out += &format!(
+            "\n## {} (`{}`)\n\n{}\n",
+            word(&names["kind"]),
+            word(&names["shortNames"][0]),
+            word(&schema["description"])
+        );
         let columns = version["additionalPrinterColumns"].as_array();
         let columns = columns.into_iter().flatten().map(|c| {
             let wide = if c["priority"].as_i64().unwrap_or(0) > 0 { " (wide)" } else { "" };
@@ -46,10 +51,15 @@ pub fn page() -> Result<String, RenderError> {
 fn rows(at: &str, schema: &Value, out: &mut String, rules: &mut Vec<String>) {
     for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
         let place = if at.is_empty() { String::new() } else { format!("`{at}`: ") };
-        let line = format!("{}{place}{}\n", if rules.is_empty() { "\nRefused:\n- " } else { "- " }, rule["message"].as_str().unwrap_or_default());
+        let line = format!(
+            "{}{place}{}\n",
+            if rules.is_empty() { "\nRefused:\n- " } else { "- " },
+            rule["message"].as_str().unwrap_or_default()
+        );
         rules.push(line);
     }
-    let required: Vec<&str> = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let required: Vec<&str> =
+        schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let empty = Map::new();
     for (name, p) in schema["properties"].as_object().unwrap_or(&empty) {
         let path = if at.is_empty() { name.clone() } else { format!("{at}.{name}") };

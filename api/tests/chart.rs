@@ -80,5 +80,9 @@ fn the_plain_manifests_are_the_chart_rendered() {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/render.sh");
     let out = Command::new(script).arg("--check").output().unwrap();
     let said = String::from_utf8_lossy(&out.stdout);
-    assert!(out.status.success(), "deploy/weir.yaml: deploy/render.sh\n{said}{}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "deploy/weir.yaml: deploy/render.sh\n{said}{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
 }
