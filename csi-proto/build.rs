@@ -22,7 +22,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     compiler.include_imports(true).include_source_info(true).open_files(&files)?;
 
     fs::write(out_dir.join("secret_fields.rs"), render_secret_fields(&compiler.descriptor_pool())?)?;
-    tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
+    tonic_prost_build::configure()
+        .message_attribute(".weir.operator.v1", "#[derive(serde::Serialize)]")
+        .message_attribute(".weir.operator.v1", "#[serde(rename_all = \"camelCase\")]")
+        .compile_fds(compiler.file_descriptor_set())?;
     Ok(())
 }
 

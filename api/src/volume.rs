@@ -392,6 +392,9 @@ pub struct Choice {
     /// Why.
     #[schemars(schema_with = "schema::why_chosen")]
     pub why: WhyChosen,
+    /// How gladly it lent, from 0 to 1000.
+    #[serde(default)]
+    pub score: u32,
 }
 
 /// A candidate that was not taken.
@@ -411,6 +414,9 @@ pub struct Rejection {
     /// Why not.
     #[schemars(schema_with = "schema::why_passed")]
     pub why: WhyPassed,
+    /// How gladly it would have lent, from 0 to 1000.
+    #[serde(default)]
+    pub score: u32,
 }
 
 /// What people see of a volume.

@@ -167,18 +167,10 @@ fn explanation() -> impl Strategy<Value = Explanation> {
         Just(WhyPassed::OtherBlockSize),
         Just(WhyPassed::OtherDomain),
     ];
-    let chosen = (disk_id(), node(), extents(), why).prop_map(|(disk, node, extents, why)| Chosen {
-        disk,
-        node,
-        extents,
-        why,
-    });
-    let passed = (option::of(disk_id()), node(), extents(), not).prop_map(|(disk, node, room, why)| Passed {
-        disk,
-        node,
-        room,
-        why,
-    });
+    let chosen = (disk_id(), node(), extents(), why, 0..=1000_u32)
+        .prop_map(|(disk, node, extents, why, score)| Chosen { disk, node, extents, why, score });
+    let passed = (option::of(disk_id()), node(), extents(), not, 0..=1000_u32)
+        .prop_map(|(disk, node, room, why, score)| Passed { disk, node, room, why, score });
     (option::of(node()), any::<u32>(), vec(chosen, 0..4), num(), vec(passed, 0..4)).prop_map(
         |(home, logical_block, chosen, more_chosen, passed)| Explanation {
             home,

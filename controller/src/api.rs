@@ -123,6 +123,9 @@ pub enum ApiError {
     /// There is no such disk.
     #[error("disk {0} is not on record")]
     NoDisk(DiskId),
+    /// What a person gave names no disk.
+    #[error("disk {0:?} does not exist: give its id, how that begins, or NODE:PATH")]
+    NoSuchDisk(String),
     /// The name is taken by a volume that differs from the request.
     #[error("a volume named {name:?} exists already and differs: {difference}")]
     Exists {

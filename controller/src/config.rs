@@ -58,6 +58,30 @@ pub struct Listen {
     /// For health and metrics over HTTP: `address:port`; nowhere if not given.
     #[serde(default)]
     pub http: Option<SocketAddr>,
+    /// For people and `weir`; nowhere if not given.
+    #[serde(default)]
+    pub operator: Option<OperatorListen>,
+}
+
+/// Where the Operator service listens. Whoever reaches it may delete volumes: over TCP callers show a certificate of the
+/// CA in `tls` whose organization is `weir:operators`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct OperatorListen {
+    /// `unix:///path/operator.sock`, which only this user may open, or `tcp://address:port`.
+    pub at: Endpoint,
+    /// No certificates, although `tls` is given: on loopback only. In a cluster: whoever may forward a port into the pod may
+    /// operate.
+    #[serde(default)]
+    pub plain: bool,
+}
+
+impl OperatorListen {
+    /// Whether callers have to prove that they are operators.
+    #[must_use]
+    pub fn proven(&self, tls: Option<&Tls>) -> bool {
+        matches!(self.at, Endpoint::Tcp(_)) && tls.is_some() && !self.plain
+    }
 }
 
 /// Where a service listens.
@@ -341,6 +365,14 @@ impl Config {
                 ),
             );
         }
+        if let Some(o) = &self.listen.operator
+            && let Endpoint::Tcp(at) = &o.at
+            && !o.proven(self.tls.as_ref())
+            && !at.ip().is_loopback()
+        {
+            let why = "can be reached by others: without certificates only a loopback address or a unix socket will do";
+            return bad("listen.operator", format!("{at} {why}"));
+        }
         if self.lease.heartbeat_ms == 0 || self.lease.lease_ms < 3 * self.lease.heartbeat_ms {
             return bad(
                 "lease",
@@ -491,6 +523,27 @@ nodeTokens: {serviceAccount: 'weir:weir-node'}
                 assert!(e.contains(s), "{to}: {e:?} does not say {s:?}");
             }
         }
+    }
+
+    #[test]
+    fn operators_are_proven_wherever_others_could_come_from() {
+        let with = |operator: &str| {
+            let listen = format!("nodes: '127.0.0.1:9500', operator: {operator}}}");
+            parse(&GOOD.replace("nodes: '127.0.0.1:9500'}", &listen))
+        };
+        let plain = with("{at: 'tcp://127.0.0.1:9502'}").unwrap().listen.operator.unwrap();
+        assert!(!plain.proven(None));
+        with("{at: 'unix:///run/weir/operator.sock'}").unwrap();
+        for bad in ["{at: 'tcp://0.0.0.0:9502'}", "{at: 'tcp://0.0.0.0:9502', plain: true}"] {
+            let e = with(bad).unwrap_err();
+            assert!(e.contains("listen.operator"), "{e}");
+        }
+        let tls = "store: {path: /var/lib/weir/controller.redb}\ntls: {ca: a, cert: b, key: c}";
+        let secure = GOOD.replace("store: {path: /var/lib/weir/controller.redb}", tls);
+        let secure =
+            secure.replace("'127.0.0.1:9500'}", "'127.0.0.1:9500', operator: {at: 'tcp://0.0.0.0:9502'}}");
+        let c = parse(&secure).unwrap();
+        assert!(c.listen.operator.unwrap().proven(c.tls.as_ref()));
     }
 
     #[test]

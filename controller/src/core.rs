@@ -13,6 +13,7 @@ mod measures;
 mod mover;
 mod moves;
 mod nodes;
+mod operate;
 mod publish;
 mod query;
 mod report;
@@ -33,6 +34,7 @@ pub use boot::StartError;
 pub use config::{CoreConfig, DeviceSelector, FreshDisks, NodeSelector, PoolSpec};
 pub use handle::{Handle, OpenError, Session};
 pub use measures::{Measures, Tally};
+pub use operate::{DiskLine, VolumeDetail, VolumeLine};
 pub use report::{DiskReport, Fleet, News, VolumeReport};
 
 use crate::{

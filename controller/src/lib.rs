@@ -14,6 +14,7 @@ pub mod fault;
 pub mod flow;
 pub mod identity;
 mod metrics;
+pub mod operator;
 pub mod pools;
 pub mod report;
 pub mod serve;

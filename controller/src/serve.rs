@@ -33,13 +33,15 @@ use crate::{
     certificates::{self, cluster::Keeper},
     cluster,
     config::{Config, Endpoint, KubernetesStore, NodeTokens, Store as StoreConfig, Tls},
-    core::{self, Core, CoreConfig, PoolSpec},
+    core::{self, Core, CoreConfig, Handle, PoolSpec},
     csi::{ControllerService, IdentityService},
     face::Face,
     fault::Fault,
     flow::sweep,
     identity::{ByCertificate, ByToken, Expected, Refusals},
-    metrics, pools,
+    metrics,
+    operator::Operator,
+    pools,
     report::Reporter,
     session::{self, Identify},
     store::{
@@ -243,13 +245,15 @@ async fn reign(
         .add_service(IdentityServer::new(IdentityService::new(api.clone(), config.driver_name.clone())))
         .add_service(ControllerServer::new(ControllerService::new(api.clone())))
         .add_service(AdminServer::new(AdminService::new(api)));
-    let listener = CsiListener::bind(&config.listen.csi).await?;
+    let listener = Listener::bind(&config.listen.csi).await?;
+    let operator = serve_operator(config, handle.clone());
     let sweeps = sweep::keep_sweeping(handle.flow().clone(), handle.clone());
     face.reign(handle, identify);
     tracing::info!(csi = ?config.listen.csi, nodes = %config.listen.nodes, "weir-controller is up");
     tokio::select! {
         r = core.run() => r?,
         r = listener.serve(csi) => r?,
+        r = operator => r?,
         () = report => {}
         // It ends with the core.
         () = async { sweeps.await; std::future::pending().await } => {}
@@ -287,13 +291,13 @@ async fn serve_sessions(
     })
 }
 
-/// Where CSI is served.
-enum CsiListener {
+/// Where a service is served.
+enum Listener {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-impl CsiListener {
+impl Listener {
     async fn bind(at: &Endpoint) -> Result<Self, ServeError> {
         match at {
             Endpoint::Tcp(a) => bind(&a.to_string()).await.map(Self::Tcp),
@@ -309,6 +313,28 @@ impl CsiListener {
             Self::Unix(l) => router.serve_with_incoming(UnixListenerStream::new(l)).await,
         }
     }
+}
+
+/// Serves operators where the configuration says so.
+async fn serve_operator(config: &Config, core: Handle) -> Result<(), ServeError> {
+    let Some(listen) = &config.listen.operator else { return std::future::pending().await };
+    let proven = listen.proven(config.tls.as_ref());
+    let router = Server::builder().tcp_nodelay(true).add_service(Operator::new(core, proven).into_server());
+    match (&listen.at, config.tls.as_ref().filter(|_| proven)) {
+        (Endpoint::Tcp(a), Some(Tls::Files(files))) => {
+            let settings = certificates::watch_files(files.clone(), false)?;
+            let listener = bind(&a.to_string()).await?;
+            router.serve_with_incoming(tls::incoming(listener, settings)).await?;
+        }
+        // Without a CA of operators' certificates nobody can prove anything: all are refused.
+        (at, Some(Tls::Kubernetes(_)) | None) | (at @ Endpoint::Unix(_), Some(Tls::Files(_))) => {
+            match Listener::bind(at).await? {
+                Listener::Tcp(l) => router.serve_with_incoming(TcpListenerStream::new(l)).await?,
+                Listener::Unix(l) => router.serve_with_incoming(UnixListenerStream::new(l)).await?,
+            }
+        }
+    }
+    Ok(())
 }
 
 pub(crate) async fn bind(at: &str) -> Result<TcpListener, ServeError> {

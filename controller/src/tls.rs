@@ -151,6 +151,17 @@ async fn accept(
     }
 }
 
+/// The organization (O) in the certificates of people who may operate: no node has it.
+pub const OPERATORS: &str = "weir:operators";
+
+/// Whether a peer is an operator by its certificate.
+pub fn is_operator(certs: Option<Arc<Vec<CertificateDer<'static>>>>) -> bool {
+    let Some(certs) = certs else { return false };
+    let Some(leaf) = certs.first() else { return false };
+    let Ok((_, cert)) = X509Certificate::from_der(leaf) else { return false };
+    cert.subject().iter_organization().any(|o| o.as_str() == Ok(OPERATORS))
+}
+
 /// The nodes that a peer may speak for: the names in its certificate that are node names.
 pub fn peer_nodes(certs: Option<Arc<Vec<CertificateDer<'static>>>>) -> Vec<NodeName> {
     let Some(certs) = certs else { return vec![] };

@@ -15,6 +15,12 @@ pub mod admin {
     tonic::include_proto!("weir.admin.v1");
 }
 
+/// What people ask a controller and tell it to do, package `weir.operator.v1`. Its messages can be written as JSON.
+#[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
+pub mod operator {
+    tonic::include_proto!("weir.operator.v1");
+}
+
 /// The session between node plugins and the controller, package `weir.node.v1`.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 pub mod node {

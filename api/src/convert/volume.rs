@@ -138,10 +138,20 @@ impl From<&Segment> for volume::Segment {
 impl From<&Explanation> for Placement {
     fn from(e: &Explanation) -> Self {
         let Explanation { home, locality, logical_block, chosen, more_chosen, passed } = e;
-        let choice =
-            |c: &alloc::Chosen| Choice { disk: c.disk, node: c.node.clone(), extents: c.extents, why: c.why };
-        let rejection =
-            |p: &alloc::Passed| Rejection { disk: p.disk, node: p.node.clone(), room: p.room, why: p.why };
+        let choice = |c: &alloc::Chosen| Choice {
+            disk: c.disk,
+            node: c.node.clone(),
+            extents: c.extents,
+            why: c.why,
+            score: c.score,
+        };
+        let rejection = |p: &alloc::Passed| Rejection {
+            disk: p.disk,
+            node: p.node.clone(),
+            room: p.room,
+            why: p.why,
+            score: p.score,
+        };
         Self {
             home: home.clone(),
             locality: *locality,
@@ -155,10 +165,20 @@ impl From<&Explanation> for Placement {
 
 impl From<&Placement> for Explanation {
     fn from(p: &Placement) -> Self {
-        let chosen =
-            |c: &Choice| alloc::Chosen { disk: c.disk, node: c.node.clone(), extents: c.extents, why: c.why };
-        let passed =
-            |r: &Rejection| alloc::Passed { disk: r.disk, node: r.node.clone(), room: r.room, why: r.why };
+        let chosen = |c: &Choice| alloc::Chosen {
+            disk: c.disk,
+            node: c.node.clone(),
+            extents: c.extents,
+            why: c.why,
+            score: c.score,
+        };
+        let passed = |r: &Rejection| alloc::Passed {
+            disk: r.disk,
+            node: r.node.clone(),
+            room: r.room,
+            why: r.why,
+            score: r.score,
+        };
         Self {
             home: p.home.clone(),
             locality: p.locality,

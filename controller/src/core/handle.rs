@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     engine::Engine,
     measures::{Measures, Tally},
+    operate::{DiskLine, VolumeDetail, VolumeLine},
     query::unfit,
     report::{Fleet, VolumeReport},
     seen::{Hello, Report},
@@ -23,8 +24,8 @@ use super::{
 use crate::{
     admission::{Admission, Denied, Everybody, Newcomer},
     api::{
-        Api, ApiError, Attached, Capability, Capacity, CreateVolume, DrainRow, DrainTarget, Segments, Survey,
-        VolumeInfo, VolumePage,
+        Api, ApiError, Attached, Capability, Capacity, CreateVolume, DrainRow, DrainTarget, NodeRow,
+        Segments, Survey, VolumeInfo, VolumePage,
     },
     flow::{DiskFacts, Flow, SetOffer},
     store::Reign,
@@ -228,6 +229,66 @@ impl Handle {
     /// The controller is stopping.
     pub async fn disk_facts(&self, after: Option<DiskId>, max: usize) -> Result<Vec<DiskFacts>, ApiError> {
         self.question(move |e| e.disk_facts(after, max)).await
+    }
+
+    /// A page of disks, by id.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn disk_lines(&self, after: Option<DiskId>, max: usize) -> Result<Vec<DiskLine>, ApiError> {
+        self.question(move |e| e.disk_lines(after, max)).await
+    }
+
+    /// The disk that a person means: an id, how one begins, or NODE:PATH.
+    ///
+    /// # Errors
+    /// None or several, or the controller is stopping.
+    pub async fn find_disk(&self, text: String) -> Result<DiskLine, ApiError> {
+        self.question(move |e| e.find_disk(&text)).await?
+    }
+
+    /// A page of volumes, by id.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn volume_lines(
+        &self,
+        after: Option<VolumeId>,
+        max: usize,
+    ) -> Result<Vec<VolumeLine>, ApiError> {
+        self.question(move |e| e.volume_lines(after, max)).await
+    }
+
+    /// The volume that a person means: its name, its id, or how that begins.
+    ///
+    /// # Errors
+    /// None or several, or the controller is stopping.
+    pub async fn find_volume(&self, text: String) -> Result<VolumeId, ApiError> {
+        self.question(move |e| e.find_volume(&text)).await?
+    }
+
+    /// The same with all that is known of it.
+    ///
+    /// # Errors
+    /// As for [`Handle::find_volume`].
+    pub async fn volume_detail(&self, text: String) -> Result<VolumeDetail, ApiError> {
+        self.question(move |e| e.volume_detail(&text)).await?
+    }
+
+    /// Every node.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn node_rows(&self) -> Result<Vec<NodeRow>, ApiError> {
+        self.question(Engine::node_rows).await
+    }
+
+    /// The nodes that have ever reported.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn known_nodes(&self) -> Result<std::collections::BTreeSet<NodeName>, ApiError> {
+        self.question(Engine::known_nodes).await
     }
 
     /// Hands in what disks can lend.

@@ -167,7 +167,7 @@ impl Engine {
         }
     }
 
-    fn disk_row(&self, s: &super::disks::DiskSlot) -> DiskRow {
+    pub(super) fn disk_row(&self, s: &super::disks::DiskSlot) -> DiskRow {
         let d = &s.record.disk;
         let usage = self.pool.usage(d.id);
         let bytes = |n: Extents| d.extent_size.checked_bytes_of(n).unwrap_or_default();
@@ -195,7 +195,7 @@ pub(super) fn disk_state_text(s: &super::disks::DiskSlot) -> String {
     }
 }
 
-fn node_row(name: &NodeName, n: &super::nodes::Node) -> NodeRow {
+pub(super) fn node_row(name: &NodeName, n: &super::nodes::Node) -> NodeRow {
     let (address, port) = n.address();
     NodeRow {
         node: name.clone(),

@@ -16,13 +16,16 @@ pub(super) const NODE_SOCKET: &str = "/run/weir/csi.sock";
 pub(super) struct Ports {
     pub(super) csi: u16,
     pub(super) nodes: u16,
+    pub(super) operator: u16,
 }
 
 impl Ports {
-    /// Two that are free now. Another program may take them before the controller does: it then says so.
+    /// Three that are free now. Another program may take them before the controller does: it then says so.
     pub(super) fn pick() -> Result<Self> {
-        let (a, b) = (TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?);
-        Ok(Self { csi: a.local_addr()?.port(), nodes: b.local_addr()?.port() })
+        let held = || TcpListener::bind("127.0.0.1:0");
+        let (csi, nodes, operator) = (held()?, held()?, held()?);
+        let port = |l: &TcpListener| l.local_addr().map(|a| a.port());
+        Ok(Self { csi: port(&csi)?, nodes: port(&nodes)?, operator: port(&operator)? })
     }
 }
 
@@ -30,19 +33,30 @@ pub(super) fn controller(spec: &Spec, ports: Ports, dir: &Path) -> String {
     let tls = dir.join("tls");
     let serials: Vec<_> = (0..spec.pool_disks()).map(|disk| format!("'weir-n*-d{disk}'")).collect();
     format!(
-        "listen:\n  csi: tcp://127.0.0.1:{csi}\n  nodes: 127.0.0.1:{nodes}\n\
+        "listen:\n  csi: tcp://127.0.0.1:{csi}\n  nodes: 127.0.0.1:{nodes}\n  operator: {{at: 'tcp://127.0.0.1:{operator}'}}\n\
          tls: {{ca: {tls}/ca.crt, cert: {tls}/controller.crt, key: {tls}/controller.key}}\n\
          store:\n  path: {store}\n\
          pools:\n- apiVersion: weir.storage/v1alpha1\n  kind: StoragePool\n  metadata:\n    name: default\n  spec:\n    \
          extentSize: {extent}\n    freshDisks: {fresh}\n    devices:\n    - serials: [{serials}]\n{extra}",
         csi = ports.csi,
         nodes = ports.nodes,
+        operator = ports.operator,
         tls = tls.display(),
         store = dir.join("controller.redb").display(),
         extent = spec.extent_size,
         serials = serials.join(", "),
         fresh = if spec.trust_fresh_disks { "trust" } else { "wipe" },
         extra = spec.extra_devices.iter().map(|d| format!("    - paths: ['{d}']\n")).collect::<String>(),
+    )
+}
+
+/// What `weir --lab` reads.
+pub(super) fn operator(ports: Ports, dir: &Path) -> String {
+    let tls = dir.join("tls");
+    format!(
+        "endpoint: https://127.0.0.1:{}\nca: {tls}/ca.crt\ncert: {tls}/operator.crt\nkey: {tls}/operator.key\n",
+        ports.operator,
+        tls = tls.display()
     )
 }
 
@@ -93,18 +107,26 @@ impl Pki {
 
     /// For the controller, as nodes and the host reach it.
     pub(super) fn controller(&self) -> Result<Pair> {
-        self.issue("weir-controller", &["10.0.2.2", "127.0.0.1", "localhost"])
+        self.issue("weir-controller", "", &["10.0.2.2", "127.0.0.1", "localhost"])
     }
 
     /// For the node of this name.
     pub(super) fn node(&self, name: &str) -> Result<Pair> {
-        self.issue(name, &[])
+        self.issue(name, "", &[])
     }
 
-    fn issue(&self, name: &str, also: &[&str]) -> Result<Pair> {
+    /// For whoever operates the lab.
+    pub(super) fn operator(&self) -> Result<Pair> {
+        self.issue("lab", "weir:operators", &[])
+    }
+
+    fn issue(&self, name: &str, organization: &str, also: &[&str]) -> Result<Pair> {
         let key = KeyPair::generate()?;
         let mut params = CertificateParams::new(also.iter().map(|s| (*s).to_owned()).collect::<Vec<_>>())?;
         params.distinguished_name.push(DnType::CommonName, name);
+        if !organization.is_empty() {
+            params.distinguished_name.push(DnType::OrganizationName, organization);
+        }
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let cert = params.signed_by(&key, &self.issuer)?;

@@ -131,10 +131,14 @@ impl Cluster {
 
     fn write_controller_tls(pki: &config::Pki, dir: &Path) -> Result<()> {
         state::create_private_dir(dir)?;
-        let pair = pki.controller()?;
-        for (name, text) in
-            [("ca.crt", &pki.ca()), ("controller.crt", &pair.cert), ("controller.key", &pair.key)]
-        {
+        let (pair, operator) = (pki.controller()?, pki.operator()?);
+        for (name, text) in [
+            ("ca.crt", &pki.ca()),
+            ("controller.crt", &pair.cert),
+            ("controller.key", &pair.key),
+            ("operator.crt", &operator.cert),
+            ("operator.key", &operator.key),
+        ] {
             state::write_private(&dir.join(name), text.as_bytes())?;
         }
         Ok(())
@@ -192,6 +196,7 @@ impl Cluster {
         let dir = self.lab.dir();
         let path = dir.join("controller.yaml");
         fs::write(&path, config::controller(&self.spec, self.ports, dir))?;
+        fs::write(dir.join("operator.yaml"), config::operator(self.ports, dir))?;
         let log = File::options().create(true).append(true).open(self.controller_log())?;
         let mut command = Command::new(program("weir-controller")?);
         command.arg("--config").arg(&path);

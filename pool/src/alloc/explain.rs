@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::{linear::Share, view::View};
+use super::{index::Slot, linear::Share, view::View};
 use crate::{
     ids::{DiskId, NodeName},
     layout::Locality,
@@ -56,6 +56,9 @@ pub struct Chosen {
     pub extents: Extents,
     /// Why.
     pub why: WhyChosen,
+    /// How gladly it lent, from 0 to 1000.
+    #[serde(default)]
+    pub score: u32,
 }
 
 /// A candidate that was not taken.
@@ -70,6 +73,9 @@ pub struct Passed {
     pub room: Extents,
     /// Why not.
     pub why: WhyPassed,
+    /// How gladly it would have lent, from 0 to 1000.
+    #[serde(default)]
+    pub score: u32,
 }
 
 /// Why a plan is as it is.
@@ -105,6 +111,7 @@ impl Explanation {
             node: s.node.clone(),
             extents: Extents::new(s.count),
             why: s.why,
+            score: view.pool.slots.get(&s.disk).map_or(0, Slot::score),
         };
         let mut passed = home_passed(view, shares);
         let taken: BTreeSet<&NodeName> = shares.iter().map(|s| &s.node).collect();
@@ -116,6 +123,8 @@ impl Explanation {
             node: n.clone(),
             room: Extents::new(room),
             why,
+            // Scores are 1000 at most.
+            score: u32::try_from(view.score(n)).unwrap_or(u32::MAX),
         }));
         Self {
             home: view.ask.home.clone(),
@@ -149,7 +158,8 @@ fn home_passed(view: &View<'_>, shares: &[Share]) -> Vec<Passed> {
         } else {
             WhyPassed::NotNeeded
         };
-        Some(Passed { disk: Some(*d), node: home.clone(), room: Extents::new(slot.local()), why })
+        let (disk, node, score) = (Some(*d), home.clone(), slot.score());
+        Some(Passed { disk, node, room: Extents::new(slot.local()), why, score })
     });
     passed.collect()
 }

@@ -1,0 +1,176 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use crate::figures::parse_size;
+
+/// What a Weir pool has, does, lends and why; and volumes by hand where there is no Kubernetes.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+pub(crate) struct Args {
+    /// Which controller.
+    #[command(flatten)]
+    pub(crate) to: To,
+    /// How answers are written.
+    #[arg(short, long, global = true, value_enum, default_value = "table")]
+    pub(crate) output: Output,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Which controller, and how it is reached: the first that is given, else the configuration file, else the cluster of
+/// the kubeconfig.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct To {
+    /// The operator's endpoint: https://HOST:PORT, http://127.0.0.1:PORT or unix:///PATH.
+    #[arg(long, global = true, env = "WEIR_ENDPOINT", value_name = "URI", conflicts_with = "lab")]
+    pub(crate) endpoint: Option<String>,
+    /// Certificates that the controller's is checked with, PEM.
+    #[arg(long, global = true, env = "WEIR_CA", value_name = "FILE", requires = "endpoint")]
+    pub(crate) ca: Option<PathBuf>,
+    /// The operator's certificate, PEM.
+    #[arg(long, global = true, env = "WEIR_CERT", value_name = "FILE", requires = "key")]
+    pub(crate) cert: Option<PathBuf>,
+    /// Its key, PEM.
+    #[arg(long, global = true, env = "WEIR_KEY", value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+    /// The cluster of a lab on this machine.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) lab: Option<String>,
+    /// A file with `endpoint`, `ca`, `cert` and `key`.
+    #[arg(long, global = true, env = "WEIR_CLI_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// In Kubernetes: the kubeconfig's context.
+    #[arg(long, global = true, value_name = "NAME")]
+    pub(crate) context: Option<String>,
+    /// In Kubernetes: the namespace that Weir is installed in.
+    #[arg(short, long, global = true, default_value = "weir-system", value_name = "NAME")]
+    pub(crate) namespace: String,
+}
+
+/// How answers are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Pools, nodes, and what is not well.
+    Status,
+    /// Disks: room, load, what they lend and why no more.
+    Disks,
+    /// Volumes: who holds them, and who lends to them.
+    Volumes,
+    /// Who lends what to whom.
+    Loans,
+    /// Why a volume lies where it lies.
+    Explain {
+        /// Its name, its id, or how that begins.
+        volume: String,
+    },
+    /// What a disk did, will do, and can lend.
+    Forecast {
+        /// Its id, how that begins, or NODE:PATH.
+        disk: String,
+    },
+    /// The busiest disks and volumes, again and again.
+    Top {
+        /// How many of each.
+        #[arg(short = 'c', long, default_value_t = 10)]
+        count: usize,
+        /// Seconds between two looks.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
+        every: u64,
+        /// Look once and end, as where the output is no terminal.
+        #[arg(long)]
+        once: bool,
+    },
+    /// Volumes by hand, where there is no Kubernetes.
+    #[command(subcommand)]
+    Volume(Volume),
+    /// The completion of a shell.
+    Completion {
+        /// Which.
+        shell: Shell,
+    },
+}
+
+/// Volumes by hand.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Volume {
+    /// Make one. Making it again with the same parameters changes nothing.
+    Create {
+        /// Its name.
+        name: String,
+        /// Its size: 10G, 512M.
+        #[arg(value_parser = parse_size)]
+        size: u64,
+        /// A parameter as a StorageClass has it: layout=striped.
+        #[arg(short, long = "parameter", value_parser = parse_pair, value_name = "KEY=VALUE")]
+        parameters: Vec<(String, String)>,
+        /// Beside this node, where it has room.
+        #[arg(long, value_name = "NODE")]
+        beside: Option<String>,
+    },
+    /// Grow one, in use or not.
+    Resize {
+        /// Its name, its id, or how that begins.
+        volume: String,
+        /// Its new size.
+        #[arg(value_parser = parse_size)]
+        size: u64,
+    },
+    /// Delete one that nobody holds. Its data is wiped.
+    Delete {
+        /// Its name, its id, or how that begins.
+        volume: String,
+    },
+    /// Give one to a node; prints the device there.
+    Attach {
+        /// Its name, its id, or how that begins.
+        volume: String,
+        /// The node.
+        node: String,
+        /// Only to read.
+        #[arg(long)]
+        read_only: bool,
+        /// Beside another holder: for a live migration, or as `sharing` says.
+        #[arg(long)]
+        shared: bool,
+    },
+    /// Take one from a node, or from all.
+    Detach {
+        /// Its name, its id, or how that begins.
+        volume: String,
+        /// The node; all holders when left out.
+        node: Option<String>,
+    },
+}
+
+fn parse_pair(text: &str) -> Result<(String, String), String> {
+    let pair = text.split_once('=').filter(|(k, _)| !k.is_empty());
+    pair.map(|(k, v)| (k.to_owned(), v.to_owned())).ok_or_else(|| format!("{text:?} is not KEY=VALUE"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Args::command().debug_assert();
+        assert_eq!(parse_pair("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert!(parse_pair("a").is_err() && parse_pair("=b").is_err());
+    }
+}
