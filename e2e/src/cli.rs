@@ -1,6 +1,7 @@
 //! The command line: parses, calls the library, prints. `demo` comes beside `lab`, `test` and `bench`.
 
 mod doctor;
+mod kube;
 mod lab;
 
 use crate::{bench, runner};
@@ -22,6 +23,8 @@ struct Cli {
 enum Command {
     /// Start, stop and command labs.
     Lab(lab::Args),
+    /// A Kubernetes cluster with Weir on it, in a lab.
+    Kube(kube::Args),
     /// What this machine has for labs, and how to get what it lacks.
     Doctor {
         /// Print only the Debian packages that are missing.
@@ -53,6 +56,9 @@ enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// Names of a cluster's services; not for people.
+    #[command(hide = true)]
+    Dns(crate::kube::dns::Args),
     /// What leads into a node; not for people.
     #[command(hide = true)]
     Relay,
@@ -103,6 +109,8 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Lab(args) => lab::run(args),
+        Command::Kube(args) => kube::run(args),
+        Command::Dns(args) => crate::kube::dns::serve(&args).map(|()| ExitCode::SUCCESS),
         Command::Doctor { packages } => doctor::run(packages),
         Command::Test { list: true, .. } => {
             for (name, about) in runner::list() {

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     cluster::{Cluster, Spec},
+    kube::{self, KubeCluster},
     suite::{self, Case},
 };
 
@@ -59,8 +60,10 @@ const NAMED_STEPS: [Step; 2] = [
 
 /// Names and descriptions of all parts.
 pub fn list() -> Vec<(String, String)> {
-    let steps = STEPS.iter().chain(&NAMED_STEPS).map(|s| (s.name.to_owned(), s.about.to_owned()));
-    steps.chain(suite::cases().iter().map(|c| (c.name.to_owned(), c.about.to_owned()))).collect()
+    let steps = STEPS.iter().chain(&NAMED_STEPS).map(|s| (s.name, s.about));
+    let cases = suite::cases().into_iter().map(|c| (c.name, c.about));
+    let kube = suite::kube::cases().into_iter().map(|c| (c.name, c.about));
+    steps.chain(cases).chain(kube).map(|(name, about)| (name.to_owned(), about.to_owned())).collect()
 }
 
 /// Runs the parts whose names begin with one of `names`, or all when there are none, and prints the tally.
@@ -89,6 +92,10 @@ pub fn run(names: &[String]) -> Result<Tally> {
     }
     let cases: Vec<Case> = suite::cases().into_iter().filter(|c| wanted(c.name)).collect();
     tally.add(run_cases(&cases));
+    // Not yet among those that run unnamed.
+    let kube: Vec<_> =
+        suite::kube::cases().into_iter().filter(|c| !names.is_empty() && wanted(c.name)).collect();
+    tally.add(run_kube_cases(&kube));
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(tally)
 }
@@ -122,6 +129,40 @@ fn run_cases(cases: &[Case]) -> Tally {
         tally.add(Tally::one(result.is_ok()));
     }
     tally
+}
+
+/// The same for cases on Kubernetes.
+fn run_kube_cases(cases: &[suite::kube::Case]) -> Tally {
+    let mut tally = Tally::default();
+    let mut cluster: Option<KubeCluster> = None;
+    for case in cases {
+        let start = Instant::now();
+        println!("== {}: {}", case.name, case.about);
+        let result = match cluster.take() {
+            Some(c) => Ok(c),
+            None => start_kube().context("start a Kubernetes cluster"),
+        }
+        .and_then(|c| {
+            (case.run)(&c).map_err(|e| e.context(c.pods_at_a_glance()))?;
+            cluster = Some(c);
+            Ok(())
+        });
+        if let Err(e) = &result {
+            println!("{e:?}");
+        }
+        report(case.name, result.is_ok(), start.elapsed());
+        tally.add(Tally::one(result.is_ok()));
+    }
+    tally
+}
+
+fn start_kube() -> Result<KubeCluster> {
+    let start = Instant::now();
+    let cluster = KubeCluster::up(&kube::cluster::Spec::default())?;
+    println!("   nodes ready after {:.0} s", start.elapsed().as_secs_f64());
+    cluster.install()?;
+    println!("   Weir there after {:.0} s", start.elapsed().as_secs_f64());
+    Ok(cluster)
 }
 
 fn report(name: &str, ok: bool, took: Duration) {

@@ -16,10 +16,12 @@ use csi_proto::registration::{
     registration_server::{Registration, RegistrationServer},
 };
 use tokio::{net::UnixListener, sync::watch};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{StreamExt as _, wrappers::UnixListenerStream};
 use tonic::{Request, Response, Status};
 
 use crate::agent::Backoff;
+
+mod authority;
 
 /// The kind of plugin that a CSI driver is to the kubelet.
 const TYPE: &str = "CSIPlugin";
@@ -137,7 +139,10 @@ async fn serve_once(service: &Service, path: &Path, stop: &mut watch::Receiver<b
     };
     tonic::transport::Server::builder()
         .add_service(RegistrationServer::new(service.clone()))
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), until)
+        .serve_with_incoming_shutdown(
+            UnixListenerStream::new(listener).map(|kubelet| kubelet.map(authority::mend)),
+            until,
+        )
         .await
         .map_err(io::Error::other)?;
     let why = *ended.borrow_and_update();
@@ -177,6 +182,47 @@ mod tests {
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// A call as the kubelet's plugin watcher makes it, byte for byte: its authority is the socket's path.
+    #[tokio::test]
+    async fn the_path_of_the_socket_is_taken_for_an_authority() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let dir = tempfile::tempdir().unwrap();
+        let registry = dir.path().join("plugins_registry");
+        let path = registry.join("csi.weir.storage-reg.sock");
+        let plugin = Plugin { driver: "csi.weir.storage".into(), csi_socket: "/csi.sock".into(), registry };
+        let (stop, stopped) = watch::channel(false);
+        let run = tokio::spawn(keep(plugin, watch::channel(Standing::Waiting).0, stopped));
+        dial(&path).await;
+        let mut kubelet = UnixStream::connect(&path).await.unwrap();
+        let block = fluke_hpack::Encoder::new().encode(
+            [
+                (&b":method"[..], &b"POST"[..]),
+                (b":scheme", b"http"),
+                (b":path", b"/pluginregistration.Registration/GetInfo"),
+                (b":authority", b"%2Fvar%2Flib%2Fkubelet%2Fplugins_registry%2Fcsi.weir.storage-reg.sock"),
+                (b"content-type", b"application/grpc"),
+                (b"te", b"trailers"),
+            ]
+            .into_iter(),
+        );
+        let mut call = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0".to_vec();
+        call.extend_from_slice(&[0, 0, u8::try_from(block.len()).unwrap(), 1, 4, 0, 0, 0, 1]);
+        call.extend_from_slice(&block);
+        call.extend_from_slice(&[0, 0, 5, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0]);
+        kubelet.write_all(&call).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.windows(9).any(|w| w == b"/csi.sock") {
+            let mut some = [0; 512];
+            let read = tokio::time::timeout(Duration::from_secs(30), kubelet.read(&mut some)).await;
+            let n = read.expect("an answer").unwrap();
+            assert!(n > 0, "the connection was closed: {answer:?}");
+            answer.extend_from_slice(&some[..n]);
+        }
+        stop.send_replace(true);
+        drop(kubelet);
+        run.await.unwrap();
     }
 
     #[tokio::test]

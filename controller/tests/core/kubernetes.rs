@@ -274,7 +274,10 @@ async fn many_volumes_load_page_by_page() {
     println!("{loaded} records loaded in {:?}, the longest page took {longest:?}", begun.elapsed());
     assert_eq!(loaded, made.len());
     drop(s);
-    clear_fast(&client).await;
+    // Whoever asks for so many has an API server for this alone; taking them away would cost more than all of the above.
+    if std::env::var_os("WEIR_TEST_VOLUMES").is_none() {
+        clear_fast(&client).await;
+    }
 }
 
 /// Many volumes are gone sooner by many hands.

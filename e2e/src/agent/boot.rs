@@ -3,7 +3,7 @@
 //! Invariant: a node that cannot be set up powers off with the reason on its console; it never half runs. The initrd has
 //! mounted /lab (binaries) and /lib/modules, and /proc, /sys and /dev have been moved here.
 
-use super::{ENVIRONMENT, HOST_DIR, Settings};
+use super::{BOOT_SCRIPT, ENVIRONMENT, HOST_DIR, Settings};
 use crate::lab::names;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
@@ -11,6 +11,7 @@ use rustix::process::WaitOptions;
 use std::collections::HashMap;
 use std::fs;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -65,6 +66,7 @@ pub fn boot() -> Result<()> {
     load_modules()?;
     network(&settings)?;
     disks()?;
+    boot_script()?;
     stage("set up");
     loop {
         let mut server = start_server()?;
@@ -197,6 +199,26 @@ fn disks() -> Result<()> {
         mount_bind(from, to).with_context(|| format!("mount {from} at {to}"))?;
     }
     Ok(())
+}
+
+/// Starts what the host wants done at each boot beside what every node does: a script in the node's folder, if there is
+/// one. Nobody waits for it, and what it leaves running goes on.
+fn boot_script() -> Result<()> {
+    let script = format!("{HOST_DIR}/{BOOT_SCRIPT}");
+    if !Path::new(&script).exists() {
+        return Ok(());
+    }
+    let log = fs::File::options().create(true).append(true).open(format!("{HOST_DIR}/log/boot.log"));
+    let log = log.context("open the boot script's log")?;
+    Command::new("/bin/sh")
+        .arg(&script)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .process_group(0)
+        .spawn()
+        .map(drop)
+        .context("start the boot script")
 }
 
 fn start_server() -> Result<Child> {

@@ -18,6 +18,8 @@ pub(crate) use serve::splice;
 
 /// The node's folder on the host, read-write: logs, the token, the `ready` file.
 pub const HOST_DIR: &str = "/host";
+/// A script in that folder that the node runs at each boot, if there is one; its log is `boot`.
+pub const BOOT_SCRIPT: &str = "boot.sh";
 /// What every command in a node finds in its environment beside what the host asks for.
 const ENVIRONMENT: [(&str, &str); 5] = [
     ("PATH", "/lab/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),

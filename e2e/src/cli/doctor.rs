@@ -36,7 +36,7 @@ const fn tool(
 }
 
 /// `./dev setup` reads the packages of this table.
-const TOOLS: [Tool; 19] = [
+const TOOLS: [Tool; 20] = [
     tool("cargo", "", Need::Lab, &["--version"]),
     tool("qemu-system-x86_64", "qemu-system-x86", Need::Lab, &["--version"]),
     tool("busybox", "busybox-static", Need::Lab, &[]),
@@ -56,6 +56,7 @@ const TOOLS: [Tool; 19] = [
     tool("ld", "binutils", Need::Tests, &["--version"]),
     tool("go", "", Need::Kubernetes, &["version"]),
     tool("runc", "runc", Need::Kubernetes, &["--version"]),
+    tool("nft", "nftables", Need::Kubernetes, &["--version"]),
 ];
 
 /// The oldest Rust that builds this workspace.

@@ -35,26 +35,81 @@ const STAMP: &str = "-X k8s.io/component-base/version.gitVersion=v1.36.3 -X k8s.
 
 impl Program {
     /// The store of the API server.
-    pub const ETCD: Program =
-        Program { name: "etcd", module: "etcd", package: "go.etcd.io/etcd/server/v3", stamp: "" };
+    pub const ETCD: Program = Program::plain("etcd", "etcd", "go.etcd.io/etcd/server/v3");
     /// The API server.
-    pub const API_SERVER: Program = Program {
-        name: "kube-apiserver",
-        module: "kubernetes",
-        package: "k8s.io/kubernetes/cmd/kube-apiserver",
-        stamp: STAMP,
-    };
+    pub const API_SERVER: Program =
+        Program::kubernetes("kube-apiserver", "k8s.io/kubernetes/cmd/kube-apiserver");
     /// The command line.
-    pub const KUBECTL: Program = Program {
-        name: "kubectl",
-        module: "kubernetes",
-        package: "k8s.io/kubernetes/cmd/kubectl",
-        stamp: STAMP,
-    };
+    pub const KUBECTL: Program = Program::kubernetes("kubectl", "k8s.io/kubernetes/cmd/kubectl");
+    /// Makes the API's promises come true: service accounts, deployments, volumes.
+    pub const CONTROLLER_MANAGER: Program =
+        Program::kubernetes("kube-controller-manager", "k8s.io/kubernetes/cmd/kube-controller-manager");
+    /// Gives pods to nodes.
+    pub const SCHEDULER: Program =
+        Program::kubernetes("kube-scheduler", "k8s.io/kubernetes/cmd/kube-scheduler");
+    /// Runs pods on a node.
+    pub const KUBELET: Program = Program::kubernetes("kubelet", "k8s.io/kubernetes/cmd/kubelet");
+    /// Leads a service's address to its pods.
+    pub const PROXY: Program = Program::kubernetes("kube-proxy", "k8s.io/kubernetes/cmd/kube-proxy");
+    /// Runs containers.
+    pub const CONTAINERD: Program =
+        Program::plain("containerd", "containerd", "github.com/containerd/containerd/v2/cmd/containerd");
+    /// Stands between it and a pod's processes.
+    pub const SHIM: Program = Program::plain(
+        "containerd-shim-runc-v2",
+        "containerd",
+        "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+    );
+    /// Puts images into it.
+    pub const CTR: Program =
+        Program::plain("ctr", "containerd", "github.com/containerd/containerd/v2/cmd/ctr");
+    /// A pod's own loopback.
+    pub const CNI_LOOPBACK: Program =
+        Program::plain("loopback", "cni", "github.com/containernetworking/plugins/plugins/main/loopback");
+    /// A pod's way out.
+    pub const CNI_BRIDGE: Program =
+        Program::plain("bridge", "cni", "github.com/containernetworking/plugins/plugins/main/bridge");
+    /// A pod's address.
+    pub const CNI_HOST_LOCAL: Program =
+        Program::plain("host-local", "cni", "github.com/containernetworking/plugins/plugins/ipam/host-local");
+    /// Installs charts.
+    pub const HELM: Program = Program::plain("helm", "helm", "helm.sh/helm/v3/cmd/helm");
+    /// Makes volumes of claims.
+    pub const PROVISIONER: Program = Program::plain(
+        "csi-provisioner",
+        "csi",
+        "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner",
+    );
+    /// Grows volumes with their claims.
+    pub const RESIZER: Program =
+        Program::plain("csi-resizer", "csi", "github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer");
+
+    const fn plain(name: &'static str, module: &'static str, package: &'static str) -> Self {
+        Program { name, module, package, stamp: "" }
+    }
+
+    const fn kubernetes(name: &'static str, package: &'static str) -> Self {
+        Program { name, module: "kubernetes", package, stamp: STAMP }
+    }
+
+    /// Its file name.
+    pub fn name(self) -> &'static str {
+        self.name
+    }
 
     fn wrapper(self) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("kube").join(self.module)
     }
+}
+
+/// The folder of all programs and images, which nodes see as well.
+///
+/// # Errors
+/// It cannot be created.
+pub(super) fn dir() -> Result<PathBuf> {
+    let dir = cache::dir()?.join("kube");
+    fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    Ok(dir)
 }
 
 /// The program's file, built now if the cache has none for this wrapper module and this Go.
@@ -63,7 +118,7 @@ impl Program {
 /// Go is missing, or the build fails.
 pub fn ensure(program: Program) -> Result<PathBuf> {
     let go = find_tool("go").context("Kubernetes is built with Go (1.26 or newer)")?;
-    let dir = cache::dir()?.join("kube").join(key(&go, program)?);
+    let dir = dir()?.join(key(&go, program)?);
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     let file = dir.join(program.name);
     let lock = File::create(dir.join("lock")).context("create the cache's lock")?;

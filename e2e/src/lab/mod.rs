@@ -17,6 +17,7 @@
 pub mod accel;
 pub mod cache;
 pub mod client;
+pub mod companions;
 mod forward;
 pub(crate) mod initrd;
 pub mod names;
@@ -57,6 +58,7 @@ pub struct Builder {
     memory: u32,
     cpus: u8,
     forwards: Vec<String>,
+    shares: Vec<(String, PathBuf)>,
     programs: Vec<PathBuf>,
     lifetime: Lifetime,
 }
@@ -119,6 +121,13 @@ impl Builder {
         self
     }
 
+    /// A folder of the host that nodes can mount, read-only, by this 9p tag.
+    #[must_use]
+    pub fn share(mut self, tag: &str, path: impl Into<PathBuf>) -> Self {
+        self.shares.push((tag.to_owned(), path.into()));
+        self
+    }
+
     /// A program to be copied to /lab/bin.
     #[must_use]
     pub fn program(mut self, path: impl Into<PathBuf>) -> Self {
@@ -138,6 +147,18 @@ impl Builder {
     /// # Errors
     /// Something is missing on this host, or a node does not come up; nothing is left behind.
     pub fn start(self) -> Result<Lab> {
+        let mut lab = self.create()?;
+        lab.each(Node::start)?;
+        lab.keep();
+        Ok(lab)
+    }
+
+    /// Creates the lab and boots nothing yet: whoever does that may first put files into the nodes' folders. The lab ends
+    /// with the handle until [`Lab::keep`] is called.
+    ///
+    /// # Errors
+    /// Something is missing on this host; nothing is left behind.
+    pub fn create(self) -> Result<Lab> {
         let config = self.config()?;
         let dir = state::dir(&config.name)?;
         let kernel = cache::kernel()?;
@@ -150,8 +171,9 @@ impl Builder {
         for path in built_programs().into_iter().chain(self.programs) {
             lab.install(&path)?;
         }
-        lab.each(Node::start)?;
-        lab.doomed = lab.shared.config.lifetime == Lifetime::Owned;
+        for node in &lab.nodes {
+            state::create_private_dir(&node.dir())?;
+        }
         Ok(lab)
     }
 
@@ -176,6 +198,7 @@ impl Builder {
             memory: self.memory,
             cpus: self.cpus,
             forwards: self.forwards.clone(),
+            shares: self.shares.clone(),
             accel: accel::choose()?,
             storage_net: state::free_storage_net()?,
             lifetime: self.lifetime,
@@ -252,6 +275,7 @@ impl Lab {
             memory: 640,
             cpus: 1,
             forwards: Vec::new(),
+            shares: Vec::new(),
             programs: Vec::new(),
             lifetime: Lifetime::Owned,
         }
@@ -262,6 +286,11 @@ impl Lab {
         let shared = Arc::new(Shared { config, dir, kernel });
         let nodes = numbers.map(|number| Arc::new(Node::new(Arc::clone(&shared), number))).collect();
         Lab { shared, nodes, doomed: false }
+    }
+
+    /// Lets the lab live as long as it was asked to, now that it is up.
+    pub fn keep(&mut self) {
+        self.doomed = self.shared.config.lifetime == Lifetime::Owned;
     }
 
     /// A lab that someone else started; it goes on when this handle is gone.
@@ -373,13 +402,17 @@ impl Lab {
             .with_context(|| format!("copy {} into the lab", path.display()))
     }
 
-    /// Kills all nodes and removes all they had.
+    /// Kills all nodes and companions and removes all they had.
     ///
     /// # Errors
     /// A node does not die, or its files stay.
     pub fn down(mut self) -> Result<()> {
         self.doomed = false;
         self.each(Node::kill)?;
+        let companions = companions::dir(&self.shared.dir);
+        if companions.is_dir() {
+            companions::Companions::open(&companions, self.config().lifetime)?.kill_all()?;
+        }
         fs::remove_dir_all(&self.shared.dir).with_context(|| format!("remove {}", self.shared.dir.display()))
     }
 }

@@ -82,13 +82,13 @@ pub(super) fn command(
     qemu.args(["-device", "virtio-rng-pci", "-device", "virtio-serial-pci,max_ports=2"]);
     qemu.args(["-chardev", &format!("socket,id=agent,path={PORT_SOCKET},server=on,wait=off")]);
     qemu.args(["-device", &format!("virtserialport,chardev=agent,name={PORT_NAME}")]);
-    shares(&mut qemu, kernel, lab, &dir);
+    shares(&mut qemu, config, kernel, lab, &dir);
     disks(&mut qemu, config, number);
     nics(&mut qemu, config, number);
     Ok(qemu)
 }
 
-fn shares(qemu: &mut Command, kernel: &Kernel, lab: &Path, dir: &Path) {
+fn shares(qemu: &mut Command, config: &Config, kernel: &Kernel, lab: &Path, dir: &Path) {
     let bin = lab.join("bin");
     let shares = [
         ("root", Path::new("/"), true),
@@ -96,7 +96,8 @@ fn shares(qemu: &mut Command, kernel: &Kernel, lab: &Path, dir: &Path) {
         ("modules", &kernel.modules, true),
         ("node", dir, false),
     ];
-    for (tag, path, readonly) in shares {
+    let more = config.shares.iter().map(|(tag, path)| (tag.as_str(), path.as_path(), true));
+    for (tag, path, readonly) in shares.into_iter().chain(more) {
         let readonly = if readonly { ",readonly=on" } else { "" };
         // QEMU reads a doubled comma as one.
         let path = path.to_string_lossy().replace(',', ",,");

@@ -31,6 +31,9 @@ pub struct Config {
     pub cpus: u8,
     /// Ports of the host that lead into nodes; see [`super::Builder::forward`].
     pub forwards: Vec<String>,
+    /// Folders of the host that nodes can mount, read-only: the 9p tag and the path.
+    #[serde(default)]
+    pub shares: Vec<(String, PathBuf)>,
     /// What runs them.
     pub accel: Accel,
     /// Where eth1 meets: a multicast group and port of this lab alone.
