@@ -102,7 +102,7 @@ mod tests {
         }
         let written =
             [0, 1023, 1024, 1536, 10 << 30, (10 << 30) + (300 << 20), (1 << 40) - 1, u64::MAX].map(bytes);
-        assert_eq!(written, ["0", "1023", "1Ki", "1.5Ki", "10Gi", "10.3Gi", "1Ti", "16Ei"]);
+        assert_eq!(written, ["0", "1023", "1Ki", "1.5Ki", "10Gi", "10.3Gi", "1.0Ti", "16Ei"]);
     }
 
     #[test]

@@ -58,7 +58,7 @@ async fn forecasts_and_offers_are_shown() {
     let table = s.table(&["disks"]);
     assert!(table.contains("nothing is recorded of it"), "{table}");
     let text = s.table(&["forecast", "n2:/dev/n2"]);
-    for word in ["load 300", "over the next", "▁", "its owner's growth", "the offer stands for"] {
+    for word in ["load 300", "OVER THE NEXT", "█", "its owner's growth", "the offer stands for"] {
         assert!(text.contains(word), "{word}: {text}");
     }
     let json = s.json(&["forecast", of("n2")["disk"].as_str().unwrap()]);

@@ -42,6 +42,10 @@ pub struct Config {
     /// When a node counts as dead.
     #[serde(default)]
     pub lease: Lease,
+    /// Have disks lend what their forecasts allow, rather than all that is free above the pool's reserve. The forecasts
+    /// are made and shown either way.
+    #[serde(default)]
+    pub lend_by_forecast: bool,
     /// The pools. In a cluster they are StoragePool resources, and none stand here.
     #[serde(default)]
     pub pools: Vec<PoolResource>,

@@ -365,6 +365,7 @@ fn core_config(c: &Config, pools: Vec<PoolSpec>) -> CoreConfig {
         pools,
         lease: Duration::from_millis(c.lease.lease_ms.into()),
         heartbeat: Duration::from_millis(c.lease.heartbeat_ms.into()),
+        lend_by_forecast: c.lend_by_forecast,
         ..CoreConfig::default()
     }
 }

@@ -72,6 +72,7 @@ impl Stand {
             "listen: {{csi: 'tcp://127.0.0.1:{}', nodes: '127.0.0.1:{}', operator: {{at: 'tcp://127.0.0.1:{}'}}}}\n\
              tls: {{ca: {at}/ca.crt, cert: {at}/controller.crt, key: {at}/controller.key}}\n\
              store: {{path: {at}/store.redb}}\n\
+             lendByForecast: true\n\
              pools:\n- metadata: {{name: p}}\n  spec: {{extentSize: 4Mi, freshDisks: trust, devices: [{{paths: ['/dev/n*']}}]}}\n",
             ports[0], ports[1], ports[2]
         );
@@ -79,6 +80,8 @@ impl Stand {
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(async move { serve::run(config, None, Fault::none(), stopped).await.unwrap() });
         let mut stand = Self { dir, port: ports[2], nodes: BTreeMap::new(), _stop: stop };
+        // It turns nodes away before it reigns, and serves operators only from then on.
+        until("the controller reigns", || stand.run("me", &["status"]).status.success()).await;
         for name in ["n1", "n2"] {
             let node = stand.node(name, ports[1]).await;
             stand.nodes.insert(name, node);

@@ -96,6 +96,8 @@ pub struct CoreConfig {
     pub fresh_chunk: Bytes,
     /// The most that one move of a linear volume's extents covers: what a crash makes it copy again.
     pub move_piece: Bytes,
+    /// Whether offers bound what disks lend.
+    pub lend_by_forecast: bool,
 }
 
 impl Default for CoreConfig {
@@ -111,6 +113,7 @@ impl Default for CoreConfig {
             resize_wait: Duration::from_secs(5),
             fresh_chunk: Bytes::gib(4),
             move_piece: Bytes::gib(1),
+            lend_by_forecast: true,
         }
     }
 }

@@ -54,8 +54,11 @@ impl Engine {
         out
     }
 
-    /// Sets offers in the index, but for disks that were allocated from or freed meanwhile: the next round has those.
+    /// Sets offers in the index, where they are to count, but for disks that were allocated from or freed meanwhile: the next round has those.
     pub(super) fn set_offers(&mut self, offers: Vec<SetOffer>) {
+        if !self.config.lend_by_forecast {
+            return;
+        }
         for o in offers {
             if self.pool.usage(o.disk).is_none_or(|u| u.free != o.free_then) {
                 continue;

@@ -381,6 +381,7 @@ pub(crate) fn quick() -> controller::core::CoreConfig {
         request_deadline: Duration::from_secs(3),
         resize_wait: Duration::from_secs(3),
         fresh_chunk: EXTENT.bytes_of(Extents::new(7)),
+        lend_by_forecast: true,
         move_piece: EXTENT.bytes_of(Extents::new(3)),
     }
 }

@@ -303,16 +303,36 @@ fn mirror(i: &Input, seen: &Seen) -> Result<(bool, Option<DmDevice>), Next> {
     let Ok(table) = resolve(&want.rows, &lookup(i, seen)) else {
         return without_mirror(i, seen, unmirrored(i));
     };
-    match &seen.mirror {
-        Some(f) if f.table.as_ref().is_some_and(|t| same_table(t, &table)) && !f.suspended => {
-            match f.preloaded {
-                true => Err(Next::Do(Act::Clear(want.role))),
-                false => Ok((true, top)),
-            }
-        }
-        None if !i.was_whole => Err(Next::Do(Act::Set { role: want.role, table, read_only: false })),
+    let is = |t: &Table| seen.mirror.as_ref().is_some_and(|f| !f.suspended && f.table.as_ref() == Some(t));
+    if is(&table) {
+        let preloaded = seen.mirror.as_ref().is_some_and(|f| f.preloaded);
+        return if preloaded { Err(Next::Do(Act::Clear(want.role))) } else { Ok((true, top)) };
+    }
+    let set = |table| Next::Do(Act::Set { role: want.role.clone(), table, read_only: false });
+    // It copies from the moment that it is made: what the top then still wrote past it would be missing in the spare.
+    // So it begins as a plain way to the leg, and becomes the mirror when the top stands on it.
+    let Some(plain) = plain_of(&table).filter(|_| !i.was_whole) else {
+        return without_mirror(i, seen, unmirrored(i));
+    };
+    if seen.mirror.is_none() {
+        return Err(set(plain));
+    }
+    match &top {
+        Some(t) if is(&plain) => match settle(i, seen, t) {
+            Ok(Some(act)) => Err(Next::Do(act)),
+            Ok(None) => Err(set(table)),
+            Err(e) => Err(Next::Wait(e.to_string())),
+        },
         Some(_) | None => without_mirror(i, seen, unmirrored(i)),
     }
+}
+
+/// A mirror's table with nothing but its first side.
+fn plain_of(mirror: &Table) -> Option<Table> {
+    let [line] = mirror.lines() else { return None };
+    let Kt::Mirror { legs, .. } = &line.target else { return None };
+    let leg = legs.first()?;
+    Table::single(line.len, Kt::Linear { dev: leg.dev, offset: leg.offset }).ok()
 }
 
 fn unmirrored(i: &Input) -> Option<DmDevice> {

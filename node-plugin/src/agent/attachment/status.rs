@@ -2,7 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use pool::{goals::Role, ids::DiskId, moving::Mirror, units::Sectors};
+use pool::{
+    goals::Role,
+    ids::DiskId,
+    moving::Mirror,
+    units::{Bytes, Sectors},
+};
 
 use super::plan::{Input, Next, Seen, is_fence, is_guard, plan};
 use crate::agent::model::{AttachmentReport, Standing};
@@ -50,12 +55,17 @@ pub fn status(i: &Input, seen: &Seen, x: &Extra) -> AttachmentReport {
     }
 }
 
-/// What is said about the mirror. One that is a mirror no more and still there has not let go.
+/// What is said about the mirror. One that is none yet has copied nothing; one that is none any more and still there has
+/// not let go.
 fn mirror(i: &Input, seen: &Seen) -> Mirror {
+    let filling = i.goal.map.as_ref().is_some_and(|m| m.map.spare().is_some_and(|(_, p)| p.filling));
     match &seen.mirror {
         None if i.was_whole => Mirror::Broken,
         None => Mirror::Gone,
-        Some(f) => f.mirror.unwrap_or(Mirror::Broken),
+        Some(f) => f.mirror.unwrap_or(match filling && !i.was_whole {
+            true => Mirror::Copying(Bytes::ZERO, Bytes::ZERO),
+            false => Mirror::Broken,
+        }),
     }
 }
 
