@@ -8,8 +8,7 @@
 //!   leg of the mirror has failed. From that word on the mirror acknowledges no write that is not in both places (a
 //!   write that fails in one is held), so the word stays true for as long as that mirror stands.
 //! - Therefore, while the record that switches is being written, nobody may ask the holder to fill the spare: after a
-//!   reboot it would start a mirror anew, with the spare incomplete. Who sends goals sees to that
-//!   ([`Moving::asks_for_mirror`]).
+//!   reboot it would start a mirror anew, with the spare incomplete. Who sends goals sees to that.
 //! - A spare is given up (wiped, and given to others) only when the node that filled it says that its mirror is gone,
 //!   or when nothing is left of that node's access: a mirror copies on its own.
 //! - Nothing comes to a disk on which the volume has a run that awaits its wipe: a slice that has not heard yet may
@@ -214,12 +213,5 @@ impl VolumeRecord {
         let mut next = self.clone();
         next.access.epoch = epoch;
         next
-    }
-}
-
-impl Moving {
-    /// Whether a goal made from `record` asks a node to fill a spare.
-    pub fn asks_for_mirror(record: &VolumeRecord) -> bool {
-        record.moving.is_some() && record.is_filling()
     }
 }

@@ -171,22 +171,10 @@ impl Engine {
         if v.pending.is_some() || r.moving.is_some() {
             return Err("it is being changed".to_owned());
         }
-        let Some((piece, most)) = piece_on(&r.map, disk, self.most(r)) else {
-            return Err("its extents there wait to be wiped".to_owned());
-        };
-        let to = self.new_place(r, piece, most, disk)?;
+        let piece = self.plan_piece(r, disk)?;
         if r.access.is_idle() {
             return self.hold(id, disk);
         }
-        if r.access.sole_holder().is_none() {
-            return Err(match r.access.holders().len() {
-                0 => "it is being detached".to_owned(),
-                1 => "it is held to read only, or is being attached".to_owned(),
-                _ => "it is held by several nodes: when it is held by one again".to_owned(),
-            });
-        }
-        let count = to.count;
-        let piece = Piece { count, to: Leg { disk: to.disk, first: to.first }, ..piece };
         self.begin_move(id, piece, MoveCause::Drain)?;
         self.note_mover(id);
         Ok(())
@@ -197,8 +185,22 @@ impl Engine {
         r.extent_size.extents_round_down(self.config.move_piece).max(Extents::new(1))
     }
 
-    /// Where a piece goes: one run of at most `most` extents.
-    fn new_place(&self, r: &VolumeRecord, piece: Piece, most: Extents, from: DiskId) -> Result<Run, String> {
+    /// The next piece of a volume to leave a disk, with its new place; or why there is none now.
+    fn plan_piece(&self, r: &VolumeRecord, disk: DiskId) -> Result<Piece, String> {
+        let piece = piece_on(&r.map, disk, self.most(r)).ok_or("its extents there wait to be wiped")?;
+        let to = self.new_place(r, piece, disk)?;
+        if !r.access.is_idle() && r.access.sole_holder().is_none() {
+            return Err(match r.access.holders().len() {
+                0 => "it is being detached".to_owned(),
+                1 => "it is held to read only, or is being attached".to_owned(),
+                _ => "it is held by several nodes: when it is held by one again".to_owned(),
+            });
+        }
+        Ok(Piece { count: to.count, to: Leg { disk: to.disk, first: to.first }, ..piece })
+    }
+
+    /// Where a piece goes: one run of at most its extents.
+    fn new_place(&self, r: &VolumeRecord, piece: Piece, from: DiskId) -> Result<Run, String> {
         let user = r.access.users().first().cloned();
         let host = self.disks.get(&from).map(|s| s.record.disk.node.clone());
         let segment = r.map.0.iter().find(|s| s.start <= piece.start && piece.start < s.end());
@@ -215,9 +217,9 @@ impl Engine {
             Locality::Prefer => user.or(host.filter(|_| r.access.users().is_empty())),
             Locality::Require | Locality::None => None,
         };
-        let run = self.pool.plan_run(&request, most).map_err(|e| e.to_string())?;
-        if whole && run.count < most {
-            return Err(format!("no disk has room for a whole stripe of {most} extents"));
+        let run = self.pool.plan_run(&request, piece.count).map_err(|e| e.to_string())?;
+        if whole && run.count < piece.count {
+            return Err(format!("no disk has room for a whole stripe of {} extents", piece.count));
         }
         let busy = self.mover.busy.iter().filter_map(|id| self.volumes.get(id)?.record.map.spare());
         let mut targets = busy.filter(|(_, p)| p.filling).map(|(_, p)| p.place.disk);
@@ -234,17 +236,19 @@ impl Engine {
         if !self.alive(&node) {
             return Err(format!("node {node} has not been heard of for {}", self.silence(&node)));
         }
+        self.turn(id, &Event::Attach { node, mode: Mode::UPKEEP })
+    }
+
+    /// Has an event of the controller's own happen to a volume's access.
+    fn turn(&mut self, id: VolumeId, event: &Event) -> Result<(), String> {
         let v = self.volumes.get(&id).ok_or("it is gone")?;
-        let event = Event::Attach { node, mode: Mode::UPKEEP };
-        match self.with_facts(v, |facts| v.record.access.on(&event, facts)) {
-            Ok(Outcome::Changed(state, _)) => {
-                let pending: Pending = self.step(v, state, &[], After::Nothing).into();
-                self.write_volume(id, pending);
-                Ok(())
-            }
-            Ok(Outcome::Unchanged) => Ok(()),
-            Err(e) => Err(e.to_string()),
+        let outcome = self.with_facts(v, |facts| v.record.access.on(event, facts));
+        if let Outcome::Changed(state, _) = outcome.map_err(|e| e.to_string())? {
+            let pending: Pending = self.step(v, state, &[], After::Nothing).into();
+            self.write_volume(id, pending);
+            self.publish(id);
         }
+        Ok(())
     }
 
     /// Lets go of volumes that are held for moves and have none to come.
@@ -260,14 +264,8 @@ impl Engine {
             })
             .collect();
         for (id, node) in held {
-            let Some(v) = self.volumes.get(&id) else { continue };
-            let event = Event::Detach { node };
-            if let Ok(Outcome::Changed(state, _)) =
-                self.with_facts(v, |facts| v.record.access.on(&event, facts))
-            {
-                let pending: Pending = self.step(v, state, &[], After::Nothing).into();
-                self.write_volume(id, pending);
-                self.publish(id);
+            if let Err(why) = self.turn(id, &Event::Detach { node }) {
+                tracing::warn!(volume = %id, why, "a volume that was held for moves is not let go");
             }
         }
     }
@@ -368,15 +366,7 @@ impl Engine {
 
     /// Why a volume would stay on a disk that is to be emptied, as things are.
     fn would_stay(&self, id: VolumeId, disk: DiskId) -> Option<String> {
-        let r = &self.volumes.get(&id)?.record;
-        let Some((piece, most)) = piece_on(&r.map, disk, self.most(r)) else {
-            return Some("its extents there wait to be wiped".to_owned());
-        };
-        match self.new_place(r, piece, most, disk) {
-            Err(why) => Some(why),
-            Ok(_) if r.access.is_idle() || r.access.sole_holder().is_some() => None,
-            Ok(_) => Some("it is not held by exactly one node that may write".to_owned()),
-        }
+        self.plan_piece(&self.volumes.get(&id)?.record, disk).err()
     }
 
     /// Moves under way.
@@ -408,13 +398,12 @@ impl Engine {
     }
 }
 
-/// The first piece of a map on a disk, its target open, and the extents that it may have: a linear segment's first
-/// `most` extents, or a whole leg of a striped one.
-fn piece_on(map: &Map, disk: DiskId, most: Extents) -> Option<(Piece, Extents)> {
+/// The first piece of a map on a disk, its target open: a linear segment's first `most` extents, or a whole leg of a
+/// striped one.
+fn piece_on(map: &Map, disk: DiskId, most: Extents) -> Option<Piece> {
     map.0.iter().find_map(|s| {
         let leg = s.legs.iter().position(|l| l.disk == disk)?;
         let count = if s.stripe.is_some() { s.leg_count() } else { s.count.min(most) };
-        let to = Leg { disk, first: Extents::ZERO };
-        Some((Piece { start: s.start, count, leg: leg as u32, to }, count))
+        Some(Piece { start: s.start, count, leg: leg as u32, to: Leg { disk, first: Extents::ZERO } })
     })
 }
