@@ -13,7 +13,7 @@ metadata:
   labels:
     pod-security.kubernetes.io/enforce: privileged
 HEAD
-    "${HELM:-helm}" template weir charts/weir --namespace weir-system --kube-version 1.36.0 --include-crds --skip-tests
+    "${HELM:-helm}" template weir charts/weir --namespace weir-system --kube-version 1.36.0 --include-crds --skip-tests --no-hooks
 }
 case "${1:-}" in
     --check) diff -u deploy/weir.yaml <(render) ;;

@@ -22,7 +22,7 @@ use crate::args::To;
 /// Where a configuration is looked for when none is named, first the person's own.
 const CONFIGS: [&str; 2] = [".config/weir/cli.yaml", "/etc/weir/cli.yaml"];
 /// The port in the controller's pod.
-const POD_PORT: u16 = 9502;
+const POD_PORT: u16 = 9503;
 /// The Lease whose holder reigns.
 const LEASE: &str = "weir-controller";
 /// How long the way may take.
@@ -239,7 +239,7 @@ fn holder_pod(holder: &str) -> Option<&str> {
     (!pod.is_empty() && dashes.eq([8, 13, 18, 23])).then_some(pod)
 }
 
-/// `Forwarding from 127.0.0.1:40001 -> 9502`
+/// `Forwarding from 127.0.0.1:40001 -> 9503`
 fn forwarded_port(line: &str) -> Option<u16> {
     line.strip_prefix("Forwarding from 127.0.0.1:")?.split_whitespace().next()?.parse().ok()
 }
@@ -318,7 +318,7 @@ mod tests {
 
     #[test]
     fn the_port_that_kubectl_took() {
-        assert_eq!(forwarded_port("Forwarding from 127.0.0.1:40001 -> 9502"), Some(40001));
-        assert_eq!(forwarded_port("Forwarding from [::1]:40001 -> 9502"), None);
+        assert_eq!(forwarded_port("Forwarding from 127.0.0.1:40001 -> 9503"), Some(40001));
+        assert_eq!(forwarded_port("Forwarding from [::1]:40001 -> 9503"), None);
     }
 }

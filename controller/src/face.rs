@@ -9,8 +9,10 @@ use observe::{Told, Verdict, prometheus::registry::Registry};
 use tokio::sync::watch;
 
 use crate::{
+    api::Api,
     config::Config,
     core::Handle,
+    late::Late,
     serve::{ServeError, bind},
     session::{Front, Identify, Role, Service},
     store::kubernetes::Other,
@@ -83,6 +85,11 @@ impl Face {
     /// Whether this controller reigns.
     pub(crate) fn reigns(&self) -> watch::Receiver<bool> {
         self.reigns.subscribe()
+    }
+
+    /// What answers whoever speaks CSI.
+    pub(crate) fn api(&self) -> Arc<dyn Api> {
+        Arc::new(Late::new(self.core.subscribe()))
     }
 
     /// What answers nodes.

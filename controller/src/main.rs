@@ -3,7 +3,7 @@
 use std::{io::IsTerminal, net::IpAddr, path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use controller::{config::Config, fault::Fault, serve};
+use controller::{cluster, config::Config, fault::Fault, remains::Remains, serve};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -20,6 +20,12 @@ struct Args {
     /// Only check the configuration file.
     #[arg(long)]
     check_config: bool,
+    /// Only ask whether the controller that serves health at this address is ready.
+    #[arg(long, value_name = "HOST:PORT")]
+    ask_ready: Option<String>,
+    /// Only look which volumes there are in the cluster's records: fails, and names them, if there is any.
+    #[arg(long)]
+    check_removal: bool,
     /// Where nodes reach this process: standbys tell nodes the address of whoever reigns.
     #[arg(long, value_name = "IP", env = "WEIR_ADDRESS")]
     address: Option<IpAddr>,
@@ -39,12 +45,31 @@ fn main() -> ExitCode {
     }
 }
 
+async fn check_removal(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+    let client = cluster::connect(config.kubeconfig.as_deref()).await?;
+    let remains = Remains::find(&client).await?;
+    if remains.is_empty() {
+        println!("{remains}");
+        Ok(())
+    } else {
+        Err(remains.to_string().into())
+    }
+}
+
 #[tokio::main]
 async fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
+    if let Some(at) = args.ask_ready.clone() {
+        tokio::task::spawn_blocking(move || observe::ask_ready(&at)).await??;
+        println!("ready");
+        return Ok(());
+    }
     let config = Config::load(&args.config)?;
     if args.check_config {
         println!("{}: ok", args.config.display());
         return Ok(());
+    }
+    if args.check_removal {
+        return check_removal(&config).await;
     }
     let fault = Fault::from_env()?;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));

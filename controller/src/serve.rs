@@ -29,7 +29,6 @@ use tower::layer::util::{Identity, Stack};
 use crate::{
     admin::AdminService,
     admission::cluster::ByPods,
-    api::Api,
     certificates::{self, cluster::Keeper},
     cluster,
     config::{Config, Endpoint, KubernetesStore, NodeTokens, Store as StoreConfig, Tls},
@@ -42,7 +41,7 @@ use crate::{
     metrics,
     operator::Operator,
     pools,
-    report::Reporter,
+    report::{Reporter, Waiting},
     session::{self, Identify},
     store::{
         Store,
@@ -114,12 +113,31 @@ pub async fn run(
     let face = Face::default();
     face.serve_http(&config, stop.clone()).await?;
     let sessions = serve_sessions(&config, client.clone(), &face).await?;
+    let operations = Operations::default();
+    let csi = serve_csi(&config, &face, operations.clone()).await?;
     tokio::select! {
-        r = work(&config, address, client, &face, fault, stop) => r?,
+        r = work(&config, address, client, &face, operations, fault, stop) => r?,
         r = sessions => r?,
+        r = csi => r?,
     }
     face.ready(Err("stopping".to_owned()));
     Ok(())
+}
+
+/// Answers CSI from the start: sidecars of a standby wait for it to reign rather than for a socket to be there.
+async fn serve_csi(
+    config: &Config,
+    face: &Face,
+    operations: Operations,
+) -> Result<impl Future<Output = Result<(), ServeError>>, ServeError> {
+    let api = face.api();
+    let csi = Server::builder()
+        .layer(operations)
+        .add_service(IdentityServer::new(IdentityService::new(api.clone(), config.driver_name.clone())))
+        .add_service(ControllerServer::new(ControllerService::new(api.clone())))
+        .add_service(AdminServer::new(AdminService::new(api)));
+    let listener = Listener::bind(&config.listen.csi).await?;
+    Ok(async move { Ok(listener.serve(csi).await?) })
 }
 
 /// Keeps the records and reigns, where and when it may, until it is told to stop.
@@ -128,6 +146,7 @@ async fn work(
     address: Option<IpAddr>,
     client: Option<Client>,
     face: &Face,
+    operations: Operations,
     fault: Fault,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
@@ -135,7 +154,7 @@ async fn work(
         (StoreConfig::Kubernetes(k), Some(client)) => {
             let store = Arc::new(Kubernetes::new(client.clone(), lease(k, address, config, &client)));
             let served = tokio::select! {
-                r = in_cluster(config, &client, store.clone(), face, fault) => r,
+                r = in_cluster(config, &client, store.clone(), face, operations, fault) => r,
                 why = store.deposed() => Err(ServeError::Deposed(why)),
                 () = told(&mut stop) => Ok(()),
             };
@@ -149,7 +168,7 @@ async fn work(
             let pools = config.pools.iter();
             let pools = pools.map(|p| pools::core_pool(p.metadata.name.clone(), &p.spec)).collect();
             tokio::select! {
-                r = reign(config, pools, client, store, face, fault) => r,
+                r = reign(config, pools, client, store, face, operations, fault) => r,
                 () = told(&mut stop) => Ok(()),
             }
         }
@@ -170,12 +189,13 @@ async fn in_cluster(
     client: &Client,
     store: Arc<Kubernetes>,
     face: &Face,
+    operations: Operations,
     fault: Fault,
 ) -> Result<(), ServeError> {
     let other = store.other();
     let known = pools::in_cluster(client).await.map_err(|e| ServeError::Pools(Box::new(e)))?;
     tokio::select! {
-        r = reign(config, known.clone(), Some(client.clone()), store, face, fault) => r,
+        r = reign(config, known.clone(), Some(client.clone()), store, face, operations, fault) => r,
         () = face.stand_by(other) => Ok(()),
         () = pools::changed(client, &known) => {
             tracing::info!("the cluster's StoragePools have changed: ending, to start with them");
@@ -218,41 +238,35 @@ async fn reign(
     client: Option<Client>,
     store: Arc<dyn Store>,
     face: &Face,
+    operations: Operations,
     fault: Fault,
 ) -> Result<(), ServeError> {
     let refused = Refusals::default();
     let identify = identify(config, client.clone(), &refused);
     let (core, handle) = Core::start(core_config(config, pools), store, fault).await?;
-    let (handle, reporter) = match (&config.store, client) {
+    let (handle, reporters) = match (&config.store, client) {
         (StoreConfig::Kubernetes(_), Some(client)) => {
             let admission = ByPods::new(client.clone(), config.driver_name.clone());
             let handle = handle.with_admission(Arc::new(admission));
-            (handle.clone(), Some(Reporter::new(client, handle)))
+            let waiting = Waiting::new(client.clone(), handle.clone(), config.driver_name.clone());
+            (handle.clone(), Some((Reporter::new(client, handle), waiting)))
         }
         (StoreConfig::Kubernetes(_), None) | (StoreConfig::Embedded(_), _) => (handle, None),
     };
     let report = async {
-        match reporter {
-            Some(r) => r.run().await,
+        match reporters {
+            // Each runs for as long as the core does.
+            Some((reporter, waiting)) => drop(tokio::join!(reporter.run(), waiting.run())),
             None => std::future::pending().await,
         }
     };
-    let api: Arc<dyn Api> = Arc::new(handle.clone());
-    let operations = Operations::default();
     face.measure(metrics::registry(&handle, &operations, &refused));
-    let csi = Server::builder()
-        .layer(operations)
-        .add_service(IdentityServer::new(IdentityService::new(api.clone(), config.driver_name.clone())))
-        .add_service(ControllerServer::new(ControllerService::new(api.clone())))
-        .add_service(AdminServer::new(AdminService::new(api)));
-    let listener = Listener::bind(&config.listen.csi).await?;
     let operator = serve_operator(config, handle.clone());
     let sweeps = sweep::keep_sweeping(handle.flow().clone(), handle.clone());
     face.reign(handle, identify);
     tracing::info!(csi = ?config.listen.csi, nodes = %config.listen.nodes, "weir-controller is up");
     tokio::select! {
         r = core.run() => r?,
-        r = listener.serve(csi) => r?,
         r = operator => r?,
         () = report => {}
         // It ends with the core.

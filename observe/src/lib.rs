@@ -4,6 +4,7 @@
 //! Invariant: an answer never waits for longer than [`PATIENCE`]; a check that does not answer has failed. Must not
 //! know: what is measured.
 
+mod ask;
 mod layer;
 mod operations;
 
@@ -20,6 +21,7 @@ use futures::future::BoxFuture;
 use prometheus_client::{encoding::text::encode, registry::Registry};
 use tokio::{net::TcpListener, sync::watch};
 
+pub use ask::ask_ready;
 pub use operations::Operations;
 pub use prometheus_client as prometheus;
 
@@ -132,6 +134,18 @@ mod tests {
         assert_eq!(ask(at, "/readyz").await, (200, "ok\n".into()));
         assert_eq!(ask(at, "/livez").await.0, 200);
         assert_eq!(ask(at, "/nothing").await.0, 404);
+    }
+
+    #[tokio::test]
+    async fn a_program_asks_as_well() {
+        let (at, set) = start(Arc::new(|| Box::pin(async { Ok(()) }))).await;
+        let asked = || tokio::task::spawn_blocking(move || ask_ready(&at.to_string()));
+        let why = asked().await.unwrap().unwrap_err();
+        assert!(why.contains("503") && why.contains("no goals from a controller yet"), "{why}");
+        drop(set.send_replace(Ok(())));
+        assert_eq!(asked().await.unwrap(), Ok(()));
+        let nobody = ask_ready("127.0.0.1:1").unwrap_err();
+        assert!(nobody.contains("does not answer"), "{nobody}");
     }
 
     #[tokio::test]

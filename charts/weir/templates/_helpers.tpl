@@ -72,6 +72,10 @@ listen:
   csi: unix:///run/weir/csi.sock
   nodes: {{ include "weir.hostPort" (list .Values.controller.listenAddress .Values.controller.ports.session) | quote }}
   http: {{ include "weir.hostPort" (list .Values.controller.listenAddress .Values.controller.ports.http) | quote }}
+  {{- if .Values.controller.operator.enabled }}
+  # Where `weir` looks for it, by a port that is forwarded into the reigning pod.
+  operator: {at: "tcp://127.0.0.1:9503", plain: true}
+  {{- end }}
 store:
   kubernetes:
     namespace: {{ .Release.Namespace }}

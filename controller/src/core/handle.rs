@@ -307,6 +307,18 @@ impl Handle {
         self.question(Engine::tally).await
     }
 
+    /// Why there is no room for a volume of this size; `None` when there is.
+    ///
+    /// # Errors
+    /// The parameters are no good, or the core has ended.
+    pub async fn no_room(
+        &self,
+        parameters: BTreeMap<String, String>,
+        size: Bytes,
+    ) -> Result<Option<String>, ApiError> {
+        self.question(move |e| e.no_room(parameters, size)).await?
+    }
+
     /// A volume, for people; `None` when there is none.
     ///
     /// # Errors

@@ -132,6 +132,20 @@ impl Engine {
         })
     }
 
+    /// Why there is no room for a volume of this size, wherever it may lie; `None` when there is.
+    pub(super) fn no_room(
+        &self,
+        parameters: BTreeMap<String, String>,
+        size: Bytes,
+    ) -> Result<Option<String>, ApiError> {
+        let (params, _, Kind { pool, extent_size }) = self.parse_params(parameters)?;
+        let least = extent_size.extents_round_up(size).max(Extents::new(1));
+        let Some(extents) = params.layout.round_up(least) else {
+            return Ok(Some(format!("{} bytes are beyond what can be addressed", size.get())));
+        };
+        Ok(self.pool.plan(&placement(&params, &pool, extents)).err().map(|r| r.to_string()))
+    }
+
     /// Why the volume cannot be used so, or `None` when it can.
     pub(super) fn validate(
         &self,

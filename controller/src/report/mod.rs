@@ -6,6 +6,8 @@
 
 mod events;
 mod plan;
+mod waiting;
 mod writer;
 
+pub use waiting::Waiting;
 pub use writer::Reporter;
