@@ -38,6 +38,9 @@ enum Command {
         /// Only list them.
         #[arg(long)]
         list: bool,
+        /// Run those on Kubernetes on a cluster that `kube up` started, and leave it running.
+        #[arg(long, value_name = "NAME")]
+        on: Option<String>,
     },
     /// Measure.
     Bench {
@@ -118,8 +121,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Test { names, list: false } => {
-            let tally = runner::run(&names)?;
+        Command::Test { names, list: false, on } => {
+            let tally = runner::run(&names, on.as_deref())?;
             Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Bench { what: Bench::Path(options) } => bench::path(&options).map(|()| ExitCode::SUCCESS),

@@ -3,7 +3,7 @@
 use std::{
     io::{BufRead, BufReader, Write},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     cluster::{Cluster, Spec},
     kube::{self, KubeCluster},
+    lab::process::{self, Lifetime},
     suite::{self, Case},
 };
 
@@ -49,8 +50,13 @@ const STEPS: [Step; 3] = [
 ];
 
 /// Steps that only run when they are named: they need Go, and minutes for their first build.
-const NAMED_STEPS: [Step; 2] = [
+const NAMED_STEPS: [Step; 3] = [
     Step { name: "kube/store", about: "the store and identities against a real API server", run: kube_store },
+    Step {
+        name: "kube/sanity",
+        about: "csi-sanity on a controller whose records are custom resources",
+        run: kube_sanity,
+    },
     Step {
         name: "kube/scale",
         about: "100,000 volumes in a real API server, loaded page by page",
@@ -66,11 +72,12 @@ pub fn list() -> Vec<(String, String)> {
     steps.chain(cases).chain(kube).map(|(name, about)| (name.to_owned(), about.to_owned())).collect()
 }
 
-/// Runs the parts whose names begin with one of `names`, or all when there are none, and prints the tally.
+/// Runs the parts whose names begin with one of `names`, or all when there are none, and prints the tally. Those on
+/// Kubernetes run on the cluster `on`, if one is named.
 ///
 /// # Errors
 /// A name that fits nothing. Failed tests are no error: they are in the tally.
-pub fn run(names: &[String]) -> Result<Tally> {
+pub fn run(names: &[String], on: Option<&str>) -> Result<Tally> {
     for n in names {
         if !list().iter().any(|(name, _)| name.starts_with(n.as_str())) {
             let known: Vec<_> = list().into_iter().map(|(n, _)| n).collect();
@@ -78,6 +85,11 @@ pub fn run(names: &[String]) -> Result<Tally> {
         }
     }
     let wanted = |name: &str| names.is_empty() || names.iter().any(|n| name.starts_with(n.as_str()));
+    let kube: Vec<_> = suite::kube::cases()
+        .into_iter()
+        .filter(|c| wanted(c.name) && (c.by_default || !names.is_empty()))
+        .collect();
+    let ahead = if kube.is_empty() || on.is_some() { None } else { Some(build_ahead()?) };
     let mut tally = Tally::default();
     let named_steps = NAMED_STEPS.iter().filter(|_| !names.is_empty());
     for s in STEPS.iter().chain(named_steps).filter(|s| wanted(s.name)) {
@@ -92,12 +104,20 @@ pub fn run(names: &[String]) -> Result<Tally> {
     }
     let cases: Vec<Case> = suite::cases().into_iter().filter(|c| wanted(c.name)).collect();
     tally.add(run_cases(&cases));
-    // Not yet among those that run unnamed.
-    let kube: Vec<_> =
-        suite::kube::cases().into_iter().filter(|c| !names.is_empty() && wanted(c.name)).collect();
-    tally.add(run_kube_cases(&kube));
+    if let Some(mut builder) = ahead {
+        // What failed is said when it is needed.
+        builder.wait().context("wait for the programs of a cluster")?;
+    }
+    tally.add(run_kube_cases(&kube, on));
     println!("{} passed, {} failed", tally.passed, tally.failed);
     Ok(tally)
+}
+
+/// Builds what a Kubernetes cluster is made of, beside the other tests and with what these leave of the machine.
+fn build_ahead() -> Result<Child> {
+    let mut c = Command::new(std::env::current_exe().context("find this program")?);
+    c.args(["kube", "build", "--yielding"]).stdin(Stdio::null());
+    process::start(c, Lifetime::Owned)
 }
 
 /// Runs cases on one cluster after the other's end: a case leaves the cluster as it found it, or else fails and costs
@@ -132,7 +152,7 @@ fn run_cases(cases: &[Case]) -> Tally {
 }
 
 /// The same for cases on Kubernetes.
-fn run_kube_cases(cases: &[suite::kube::Case]) -> Tally {
+fn run_kube_cases(cases: &[suite::kube::Case], on: Option<&str>) -> Tally {
     let mut tally = Tally::default();
     let mut cluster: Option<KubeCluster> = None;
     for case in cases {
@@ -140,10 +160,10 @@ fn run_kube_cases(cases: &[suite::kube::Case]) -> Tally {
         println!("== {}: {}", case.name, case.about);
         let result = match cluster.take() {
             Some(c) => Ok(c),
-            None => start_kube().context("start a Kubernetes cluster"),
+            None => on.map_or_else(start_kube, KubeCluster::open).context("get a Kubernetes cluster"),
         }
-        .and_then(|c| {
-            (case.run)(&c).map_err(|e| e.context(c.pods_at_a_glance()))?;
+        .and_then(|mut c| {
+            (case.run)(&mut c).map_err(|e| e.context(c.pods_at_a_glance()))?;
             cluster = Some(c);
             Ok(())
         });
@@ -192,13 +212,17 @@ fn kube_store() -> Result<Tally> {
     kube_tests("kubernetes", &[])
 }
 
+fn kube_sanity() -> Result<Tally> {
+    suite::sanity::on_kubernetes().map(|()| Tally::one(true))
+}
+
 fn kube_scale() -> Result<Tally> {
     kube_tests("kubernetes::many_volumes", &[("WEIR_TEST_VOLUMES", "100000")])
 }
 
 fn kube_tests(filter: &str, env: &[(&str, &str)]) -> Result<Tally> {
-    suite::kube::with_api_server(|kubeconfig| {
-        let kubeconfig = kubeconfig.to_str().context("the kubeconfig's path")?;
+    suite::kube::with_api_server(|plane| {
+        let kubeconfig = plane.kubeconfig().to_str().context("the kubeconfig's path")?;
         let env: Vec<_> = env.iter().copied().chain([("WEIR_TEST_KUBECONFIG", kubeconfig)]).collect();
         let args =
             ["test", "-q", "-p", "controller", "--test", "core", filter, "--", "--ignored", "--nocapture"];
@@ -242,11 +266,11 @@ fn parse_result(line: &str) -> Option<Tally> {
     Some(Tally { passed: count(" passed")?, failed: count(" failed")? })
 }
 
-fn cargo(args: &[&str]) -> Result<std::process::Child> {
+fn cargo(args: &[&str]) -> Result<Child> {
     cargo_with(args, &[])
 }
 
-fn cargo_with(args: &[&str], env: &[(&str, &str)]) -> Result<std::process::Child> {
+fn cargo_with(args: &[&str], env: &[(&str, &str)]) -> Result<Child> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace's folder")?;
     let mut c = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
     c.args(args).envs(env.iter().copied()).current_dir(root).stdin(Stdio::null());
@@ -269,7 +293,7 @@ mod tests {
 
     #[test]
     fn a_name_that_fits_nothing_is_refused() {
-        assert!(run(&["no-such-test".to_owned()]).unwrap_err().to_string().contains("format"));
+        assert!(run(&["no-such-test".to_owned()], None).unwrap_err().to_string().contains("format"));
     }
 
     #[test]

@@ -5,9 +5,13 @@ use std::{os::unix::process::CommandExt, process::ExitCode, time::Instant};
 use anyhow::Result;
 use clap::Subcommand;
 
-use crate::kube::{
-    KubeCluster,
-    cluster::{Spec, items},
+use crate::{
+    kube::{
+        KubeCluster,
+        cluster::{Spec, items},
+        ensure_all,
+    },
+    lab::process,
 };
 
 #[derive(Debug, clap::Args)]
@@ -35,6 +39,12 @@ enum Command {
         /// Leave the cluster without Weir.
         #[arg(long)]
         bare: bool,
+    },
+    /// Build the programs of a cluster that are missing, and nothing else.
+    Build {
+        /// Take only what nobody else wants of the machine.
+        #[arg(long)]
+        yielding: bool,
     },
     /// Install Weir on a cluster that has none.
     Install,
@@ -64,6 +74,12 @@ pub(super) fn run(args: Args) -> Result<ExitCode> {
                 cluster.install()?;
                 println!("Weir is there after {:.0} s", start.elapsed().as_secs_f64());
             }
+        }
+        Command::Build { yielding } => {
+            if yielding {
+                process::yield_always()?;
+            }
+            ensure_all()?;
         }
         Command::Install => KubeCluster::open(name)?.install()?,
         Command::Down => {

@@ -4,6 +4,7 @@ use std::{net::TcpListener, path::Path};
 
 use anyhow::Result;
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use serde_json::{Value, json};
 
 use super::Spec;
 use crate::lab::Node;
@@ -29,25 +30,42 @@ impl Ports {
     }
 }
 
+/// The pool of the lab's disks, as the custom resource has it and the configuration as well.
+pub(super) fn pool(spec: &Spec) -> Value {
+    let serials: Vec<_> = (0..spec.pool_disks()).map(|disk| format!("weir-n*-d{disk}")).collect();
+    let mut devices = vec![json!({"serials": serials})];
+    devices.extend(spec.extra_devices.iter().map(|path| json!({"paths": [path]})));
+    json!({
+        "apiVersion": "weir.storage/v1alpha1",
+        "kind": "StoragePool",
+        "metadata": {"name": "default"},
+        "spec": {
+            "extentSize": spec.extent_size,
+            "freshDisks": if spec.trust_fresh_disks { "trust" } else { "wipe" },
+            "devices": devices,
+        },
+    })
+}
+
 pub(super) fn controller(spec: &Spec, ports: Ports, dir: &Path) -> String {
     let tls = dir.join("tls");
-    let serials: Vec<_> = (0..spec.pool_disks()).map(|disk| format!("'weir-n*-d{disk}'")).collect();
-    format!(
-        "listen:\n  csi: tcp://127.0.0.1:{csi}\n  nodes: 127.0.0.1:{nodes}\n  operator: {{at: 'tcp://127.0.0.1:{operator}'}}\n\
-         tls: {{ca: {tls}/ca.crt, cert: {tls}/controller.crt, key: {tls}/controller.key}}\n\
-         store:\n  path: {store}\n\
-         pools:\n- apiVersion: weir.storage/v1alpha1\n  kind: StoragePool\n  metadata:\n    name: default\n  spec:\n    \
-         extentSize: {extent}\n    freshDisks: {fresh}\n    devices:\n    - serials: [{serials}]\n{extra}",
-        csi = ports.csi,
-        nodes = ports.nodes,
-        operator = ports.operator,
-        tls = tls.display(),
-        store = dir.join("controller.redb").display(),
-        extent = spec.extent_size,
-        serials = serials.join(", "),
-        fresh = if spec.trust_fresh_disks { "trust" } else { "wipe" },
-        extra = spec.extra_devices.iter().map(|d| format!("    - paths: ['{d}']\n")).collect::<String>(),
-    )
+    let mut config = json!({
+        "listen": {
+            "csi": format!("tcp://127.0.0.1:{}", ports.csi),
+            "nodes": format!("127.0.0.1:{}", ports.nodes),
+            "operator": {"at": format!("tcp://127.0.0.1:{}", ports.operator)},
+        },
+        "tls": {"ca": tls.join("ca.crt"), "cert": tls.join("controller.crt"), "key": tls.join("controller.key")},
+    });
+    if let Some(kubeconfig) = &spec.kubeconfig {
+        config["kubeconfig"] = json!(kubeconfig);
+        config["store"] = json!({"kubernetes": {"namespace": "default", "lease": "weir-controller"}});
+    } else {
+        config["store"] = json!({"path": dir.join("controller.redb")});
+        config["pools"] = json!([pool(spec)]);
+    }
+    // JSON is YAML.
+    format!("{config:#}\n")
 }
 
 /// What `weir --lab` reads.

@@ -52,6 +52,8 @@ pub struct Spec {
     pub extra_devices: Vec<String>,
     /// The lab outlives this process under this name.
     pub persistent: Option<String>,
+    /// Of an API server that has Weir's CRDs: the controller keeps its records there, and the pool is a resource of that name.
+    pub kubeconfig: Option<PathBuf>,
 }
 
 impl Default for Spec {
@@ -67,11 +69,17 @@ impl Default for Spec {
             trust_fresh_disks: false,
             extra_devices: Vec::new(),
             persistent: None,
+            kubeconfig: None,
         }
     }
 }
 
 impl Spec {
+    /// The pool of the lab's disks, as the custom resource has it.
+    pub fn pool(&self) -> Value {
+        config::pool(self)
+    }
+
     /// Disks of a node that belong to the pool.
     pub fn pool_disks(&self) -> u8 {
         self.pool_disks.unwrap_or(self.disks).min(self.disks)

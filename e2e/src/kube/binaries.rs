@@ -84,6 +84,26 @@ impl Program {
     pub const RESIZER: Program =
         Program::plain("csi-resizer", "csi", "github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer");
 
+    /// All of them.
+    const ALL: [Program; 16] = [
+        Program::ETCD,
+        Program::API_SERVER,
+        Program::KUBECTL,
+        Program::CONTROLLER_MANAGER,
+        Program::SCHEDULER,
+        Program::KUBELET,
+        Program::PROXY,
+        Program::CONTAINERD,
+        Program::SHIM,
+        Program::CTR,
+        Program::CNI_LOOPBACK,
+        Program::CNI_BRIDGE,
+        Program::CNI_HOST_LOCAL,
+        Program::HELM,
+        Program::PROVISIONER,
+        Program::RESIZER,
+    ];
+
     const fn plain(name: &'static str, module: &'static str, package: &'static str) -> Self {
         Program { name, module, package, stamp: "" }
     }
@@ -110,6 +130,14 @@ pub(super) fn dir() -> Result<PathBuf> {
     let dir = cache::dir()?.join("kube");
     fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     Ok(dir)
+}
+
+/// Builds whatever of a cluster's programs is missing.
+///
+/// # Errors
+/// As [`ensure`].
+pub fn ensure_all() -> Result<()> {
+    Program::ALL.into_iter().try_for_each(|p| ensure(p).map(drop))
 }
 
 /// The program's file, built now if the cache has none for this wrapper module and this Go.

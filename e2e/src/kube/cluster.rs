@@ -5,10 +5,10 @@
 
 use std::{
     fs,
-    io::Write,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
+    sync::Arc,
     time::Duration,
 };
 
@@ -144,7 +144,7 @@ impl KubeCluster {
     }
 
     /// Node `n`, from 1.
-    pub fn node(&self, n: u8) -> &Node {
+    pub fn node(&self, n: u8) -> &Arc<Node> {
         self.lab.node(n)
     }
 
@@ -233,7 +233,7 @@ impl KubeCluster {
     /// # Errors
     /// kubectl's.
     pub fn apply(&self, objects: &[Value]) -> Result<()> {
-        self.kubectl_with(&["apply", "-f", "-"], &render_list(objects)).map(drop)
+        self.plane.kubectl_with(&["apply", "-f", "-"], &render_list(objects)).map(drop)
     }
 
     /// Makes objects.
@@ -241,22 +241,7 @@ impl KubeCluster {
     /// # Errors
     /// kubectl's.
     pub fn create(&self, objects: &[Value]) -> Result<()> {
-        self.kubectl_with(&["create", "-f", "-"], &render_list(objects)).map(drop)
-    }
-
-    /// kubectl with something to read.
-    ///
-    /// # Errors
-    /// It fails: with all it said.
-    pub fn kubectl_with(&self, args: &[&str], input: &str) -> Result<String> {
-        let mut c = self.plane.kubectl_command();
-        c.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = c.spawn().context("run kubectl")?;
-        child.stdin.take().context("kubectl's input")?.write_all(input.as_bytes())?;
-        let out = child.wait_with_output()?;
-        let (said, why) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
-        check!(out.status.success(), "kubectl {}: {}\n{said}{why}", args.join(" "), out.status);
-        Ok(said.into_owned())
+        self.plane.kubectl_with(&["create", "-f", "-"], &render_list(objects)).map(drop)
     }
 
     /// helm, to be given arguments.
@@ -349,7 +334,6 @@ fn values(disks: u8) -> Value {
             "provisioner": {"image": {"pullPolicy": "Never"}, "capacityPollInterval": "10s"},
             "resizer": {"image": {"pullPolicy": "Never"}},
         },
-        "controller": {"replicas": 1},
         "node": {"storageNetwork": {"interface": "eth1"}},
         "storagePools": [{
             "name": "default",
@@ -361,6 +345,8 @@ fn values(disks: u8) -> Value {
              "volumeBindingMode": "WaitForFirstConsumer"},
             {"name": "weir-xfs", "reclaimPolicy": "Delete", "allowVolumeExpansion": true,
              "volumeBindingMode": "WaitForFirstConsumer", "parameters": {"csi.storage.k8s.io/fstype": "xfs"}},
+            {"name": "weir-immediate", "reclaimPolicy": "Delete", "allowVolumeExpansion": true,
+             "volumeBindingMode": "Immediate"},
         ],
     })
 }

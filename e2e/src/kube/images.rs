@@ -23,6 +23,8 @@ use crate::lab::{
 
 /// What sandboxes run, and small pods of tests.
 pub const BUSYBOX: &str = "lab.local/busybox:1";
+/// Nothing but links: for pods that mount their node's /usr, and so find all of its programs.
+pub const TOOLBOX: &str = "lab.local/toolbox:1";
 /// The name under which the chart looks for Weir's own.
 const WEIR: &str = "localhost/weir";
 /// Tools that weir-node calls, and what its init container needs.
@@ -49,7 +51,7 @@ struct Recipe<'a> {
 /// # Errors
 /// One cannot be built.
 pub(super) fn common() -> Result<Vec<PathBuf>> {
-    let mut images = vec![busybox()?];
+    let mut images = vec![busybox()?, toolbox()?];
     for (program, version) in [(Program::PROVISIONER, "v6.3.0"), (Program::RESIZER, "v2.2.0")] {
         let file = ensure(program)?;
         let name = format!("registry.k8s.io/sig-storage/{}:{version}", program.name());
@@ -62,6 +64,17 @@ pub(super) fn common() -> Result<Vec<PathBuf>> {
         images.push(tar);
     }
     Ok(images)
+}
+
+fn toolbox() -> Result<PathBuf> {
+    let tar = binaries::dir()?.join("toolbox-1.tar");
+    if !tar.is_file() {
+        let links =
+            vec![("bin", "usr/bin"), ("sbin", "usr/sbin"), ("lib", "usr/lib"), ("lib64", "usr/lib64")];
+        let entrypoint = &["/bin/sleep", "2147483647"];
+        write(&tar, Recipe { name: TOOLBOX, entrypoint, files: vec![], links, strip: false })?;
+    }
+    Ok(tar)
 }
 
 fn busybox() -> Result<PathBuf> {

@@ -13,7 +13,7 @@ mod node;
 mod pki;
 mod plane;
 
-pub use binaries::{Program, ensure};
+pub use binaries::{Program, ensure, ensure_all};
 pub use cluster::KubeCluster;
-pub use images::BUSYBOX;
+pub use images::{BUSYBOX, TOOLBOX};
 pub use plane::ControlPlane;

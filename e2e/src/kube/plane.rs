@@ -1,14 +1,16 @@
 //! The control plane: etcd, the API server and what acts for it, each a companion of a lab or of a test.
 
 use std::{
+    ffi::OsString,
     fs,
+    io::Write,
     net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure as check};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -288,12 +290,37 @@ impl ControlPlane {
         c
     }
 
+    /// A PATH on which kubectl is found first.
+    ///
+    /// # Errors
+    /// A folder's name has a colon.
+    pub fn path(&self) -> Result<OsString> {
+        let own = self.kubectl.parent().map(Path::to_owned);
+        let rest = std::env::var_os("PATH").unwrap_or_default();
+        std::env::join_paths(own.into_iter().chain(std::env::split_paths(&rest))).context("make a PATH")
+    }
+
     /// Runs kubectl as the administrator.
     ///
     /// # Errors
     /// It fails: with all it said.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
         run_tool(self.kubectl_command().args(args)).with_context(|| format!("kubectl {}", args.join(" ")))
+    }
+
+    /// kubectl with something to read.
+    ///
+    /// # Errors
+    /// It fails: with all it said.
+    pub fn kubectl_with(&self, args: &[&str], input: &str) -> Result<String> {
+        let mut c = self.kubectl_command();
+        c.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = c.spawn().context("run kubectl")?;
+        child.stdin.take().context("kubectl's input")?.write_all(input.as_bytes())?;
+        let out = child.wait_with_output()?;
+        let (said, why) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+        check!(out.status.success(), "kubectl {}: {}\n{said}{why}", args.join(" "), out.status);
+        Ok(said.into_owned())
     }
 
     /// Gives the cluster the chart's CRDs and waits until they are served.

@@ -13,6 +13,24 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+/// Makes this process, and those it starts, the last to get the processor: a session of its own, of the lowest priority.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn yield_always() -> Result<()> {
+    // A leader of its process group, which a shell makes of its jobs, cannot begin a session and has one of its own kind.
+    match setsid() {
+        Ok(_) | Err(rustix::io::Errno::PERM) => {}
+        Err(e) => return Err(e).context("begin a session"),
+    }
+    rustix::process::nice(19).context("lower the priority")?;
+    // Where the scheduler weighs sessions against each other, that of a process counts only within its own.
+    match std::fs::write("/proc/self/autogroup", "19") {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).context("lower the session's priority"),
+        _ => Ok(()),
+    }
+}
+
 /// Whom a process may outlive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Lifetime {

@@ -125,13 +125,10 @@ fn consumer_killed(c: &Cluster) -> Result<()> {
     c.node(1).kill()?;
     let early = c.node_csi(3)?.stage(&id, Use::Block);
     refused("attaching what a silent node holds", early, Code::FailedPrecondition, &["n1"])?;
-    let before = v.report()?;
+    let known = v.last_words()?;
     let csi = c.node_csi(3)?;
     retry("n3 to get the volume", &NOT_YET, || csi.stage(&id, Use::Block))?;
     let dev = csi.publish(&id, Use::Block)?;
-    // The newest report of a dead node is a little old: what it says was acknowledged was.
-    let mut known = before;
-    known.begun = vec![u64::MAX; known.begun.len()];
     check_slots(&slots(c, 3, &dev)?, &known)?;
     let v = Verifier::start(c, 3, "consumer-next", &dev, 22)?;
     c.revive(1)?;
@@ -152,8 +149,7 @@ fn consumer_killed_with_extents(c: &Cluster) -> Result<()> {
     let v = Verifier::start(c, 1, "consumer-home", &dev, 31)?;
     v.wait_writes(128)?;
     c.node(1).kill()?;
-    let mut known = v.report()?;
-    known.begun = vec![u64::MAX; known.begun.len()];
+    let known = v.last_words()?;
     wait_alive(c, 1, false)?;
     let csi = c.node_csi(other)?;
     refused("attaching a volume of a dead node", csi.stage(&id, Use::Block), Code::Unavailable, &["n1"])?;

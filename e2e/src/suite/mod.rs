@@ -9,9 +9,10 @@ pub mod kube;
 mod migrate;
 mod moves;
 mod restart;
-mod sanity;
+pub mod sanity;
 mod verifier;
 mod vm;
+mod watch;
 
 use anyhow::{Result, ensure};
 

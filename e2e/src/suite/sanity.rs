@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, time::Duration};
 use anyhow::{Context, Result, ensure};
 
 use super::Case;
-use crate::{cluster::Cluster, lab::cache, lab::tools};
+use crate::{
+    cluster::{Cluster, Spec},
+    lab::{cache, tools},
+};
 
 pub(super) const CASES: &[Case] = &[
     Case { name: "sanity/block", about: "csi-sanity v5.4.0 on raw block volumes", run: block },
@@ -16,6 +19,23 @@ const MODULE: &str = "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.4.
 
 /// Longest time of one run: about 90 specs, a fifth of which reach a device in an emulated node.
 const LIMIT: Duration = Duration::from_secs(900);
+
+/// The same with the records in custom resources of a real API server.
+///
+/// # Errors
+/// The control plane's or the cluster's, or a spec of csi-sanity fails.
+pub fn on_kubernetes() -> Result<()> {
+    super::kube::with_api_server(|plane| {
+        let spec = Spec { kubeconfig: Some(plane.kubeconfig().to_owned()), ..Spec::default() };
+        plane.kubectl_with(&["apply", "-f", "-"], &spec.pool().to_string())?;
+        let c = Cluster::start(spec)?;
+        let done = CASES.iter().try_for_each(|case| {
+            (case.run)(&c)?;
+            super::tidy(&c)
+        });
+        done.with_context(|| c.logs())
+    })
+}
 
 fn block(c: &Cluster) -> Result<()> {
     sanity(c, "block")

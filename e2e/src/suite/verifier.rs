@@ -1,15 +1,11 @@
 //! The verifier of a node, as a test holds it, and small helpers that the fault cases share.
 
-use std::{
-    fs,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{ops::Deref, sync::Arc};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
+use super::watch::Watch;
 use crate::{
     cluster::{Cluster, PATIENCE},
     lab::{Background, Node},
@@ -20,106 +16,42 @@ use crate::{
 /// Verified I/O that runs in a node.
 pub(super) struct Verifier {
     node: Arc<Node>,
-    name: String,
     running: Background,
-    report: PathBuf,
+    watch: Watch,
+}
+
+impl Deref for Verifier {
+    type Target = Watch;
+
+    fn deref(&self) -> &Watch {
+        &self.watch
+    }
 }
 
 impl Verifier {
     /// Starts one on a device of node `n`. Names must differ within a lab.
     pub(super) fn start(c: &Cluster, n: u8, name: &str, device: &str, seed: u64) -> Result<Self> {
         let node = Arc::clone(c.node(n));
-        let name = format!("verify-{name}");
-        let report = node.log(&name).with_extension("json");
-        match fs::remove_file(&report) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).context("remove an old report");
-            }
-            _ => {}
-        }
-        let stop = stop_file(&name);
+        let watch = Watch::new(&node, name)?;
+        let stop = stop_file(watch.name());
         node.run_ok(&format!("mkdir -p /run/lab && rm -f {stop}"))?;
-        let command = format!(
-            "weir-lab agent verify --device {device} --seed {seed} --report /host/log/{name}.json --stop {stop}"
-        );
-        let running = node.spawn(&name, &command)?;
-        let v = Self { node, name, running, report };
+        let running = node.spawn(watch.name(), &watch.command(device, seed, &stop))?;
+        let v = Self { node, running, watch };
         v.wait_writes(16)?;
         Ok(v)
-    }
-
-    /// The newest report; the host has it even when the node is dead.
-    pub(super) fn report(&self) -> Result<Report> {
-        let bytes = fs::read(&self.report).with_context(|| format!("read {}", self.report.display()))?;
-        serde_json::from_slice(&bytes).context("parse the verifier's report")
-    }
-
-    fn seen(&self) -> Report {
-        // Before the first report there is none.
-        self.report().unwrap_or_default()
-    }
-
-    /// Waits for so many more acknowledged writes; fails on the first error.
-    pub(super) fn wait_writes(&self, more: u64) -> Result<Report> {
-        let start = self.seen().writes;
-        let what = format!("{more} more writes of {}", self.name);
-        wait::until(&what, PATIENCE, || {
-            let r = self.seen();
-            self.check(&r)?;
-            Ok((r.writes >= start + more).then_some(r))
-        })
-        .with_context(|| {
-            format!(
-                "last report: {:?}; its log: {}",
-                self.seen(),
-                crate::cluster::tail(&self.node.log(&self.name))
-            )
-        })
-    }
-
-    /// Waits until an I/O has been under way for so long; fails on the first error.
-    pub(super) fn wait_stalled(&self, age: Duration) -> Result<Report> {
-        wait::until(&format!("I/O of {} to queue", self.name), PATIENCE, || {
-            let r = self.seen();
-            self.check(&r)?;
-            Ok((u128::from(r.waiting_ms) >= age.as_millis()).then_some(r))
-        })
-        .with_context(|| format!("last report: {:?}", self.seen()))
-    }
-
-    /// For all of `time`, I/O goes on without an error.
-    pub(super) fn goes_on_for(&self, time: Duration) -> Result<Report> {
-        let start = Instant::now();
-        loop {
-            let r = self.wait_writes(8)?;
-            if start.elapsed() >= time {
-                return Ok(r);
-            }
-        }
-    }
-
-    fn check(&self, r: &Report) -> Result<()> {
-        ensure!(r.errors == 0, "{}: {} errors: {:?}", self.name, r.errors, r.first_errors);
-        ensure!(r.mismatches.is_empty(), "{}: {:?}", self.name, r.mismatches);
-        Ok(())
     }
 
     /// Ends it: everything is read back, and nothing may have gone wrong.
     pub(super) fn finish(self) -> Result<Report> {
         let r = self.end()?;
-        self.check(&r)?;
-        ensure!(r.done, "{} ended early: {r:?}", self.name);
-        println!(
-            "   {}: {} writes, {} reads, longest stall {} ms, 0 errors",
-            self.name, r.writes, r.reads, r.max_stall_ms
-        );
+        self.check_end(&r)?;
         Ok(r)
     }
 
     /// Ends it, whatever became of its I/O: it was evicted, say.
     pub(super) fn end(&self) -> Result<Report> {
-        self.node.run_ok(&format!("touch {}", stop_file(&self.name)))?;
-        wait::until(&format!("{} to end", self.name), PATIENCE, || self.node.ended(&self.running))
+        self.node.run_ok(&format!("touch {}", stop_file(self.name())))?;
+        wait::until(&format!("{} to end", self.name()), PATIENCE, || self.node.ended(&self.running))
             .with_context(|| format!("last report: {:?}", self.seen()))?;
         self.report()
     }

@@ -50,7 +50,8 @@ pub struct Vm {
     name: String,
     node: Arc<Node>,
     dir: String,
-    process: Background,
+    /// Its QEMU, if it was started here.
+    process: Option<Background>,
     console: Console,
     guest: Guest,
 }
@@ -72,15 +73,36 @@ impl Vm {
     /// # Errors
     /// QEMU did not come up: with what it said.
     pub fn start(node: &Arc<Node>, settings: Settings<'_>) -> Result<Vm> {
-        let name = settings.name;
-        let dir = format!("/run/lab/vm/{name}");
+        let line = Self::prepare(node, settings)?;
+        let process = node.spawn(&format!("vm-{}", settings.name), &line)?;
+        Self::connect(node, settings, Some(process))
+    }
+
+    /// Puts what it needs into the node; returns QEMU's command line, which somebody else is to run there.
+    ///
+    /// # Errors
+    /// The node is out of reach.
+    pub fn prepare(node: &Node, settings: Settings<'_>) -> Result<String> {
+        let dir = folder(settings.name);
         node.run_ok(&format!("rm -rf {dir} && mkdir -p {dir}"))?;
         settings.guest.install(node, &dir)?;
         let incoming = settings.incoming.then(|| format!("tcp:{}:{MIGRATE_PORT}", node.storage_ip()));
-        let line = command::line(&settings, &dir, incoming.as_deref());
-        let process = node.spawn(&format!("vm-{name}"), &line)?;
+        Ok(command::line(&settings, &dir, incoming.as_deref()))
+    }
+
+    /// Takes hold of one whose command line somebody else runs; waits until QEMU answers.
+    ///
+    /// # Errors
+    /// It does not: with what it said, if its output goes to the log `vm-NAME` of its node.
+    pub fn adopt(node: &Arc<Node>, settings: Settings<'_>) -> Result<Vm> {
+        Self::connect(node, settings, None)
+    }
+
+    fn connect(node: &Arc<Node>, settings: Settings<'_>, process: Option<Background>) -> Result<Vm> {
+        let name = settings.name;
+        let dir = folder(name);
         let connected = wait::until("QEMU's serial port", START_LIMIT, || {
-            if let Some(exit) = node.ended(&process)? {
+            if let Some(exit) = process.as_ref().map_or(Ok(None), |p| node.ended(p))? {
                 bail!("QEMU ended with {exit:?}");
             }
             Ok(node.dial(&format!("{dir}/serial.sock")).ok())
@@ -272,15 +294,19 @@ impl Vm {
     /// Kills QEMU and returns once it is gone. One that is gone already is fine.
     ///
     /// # Errors
-    /// The node is out of reach, or QEMU does not die.
+    /// The node is out of reach, QEMU does not die, or it is not ours to kill.
     pub fn kill(self) -> Result<()> {
-        if self.node.ended(&self.process)?.is_none() {
+        let process = self.process.as_ref().context("whoever started this VM has to end it")?;
+        if self.node.ended(process)?.is_none() {
             // It may end by itself between the two calls; what counts is that it is gone.
-            self.node.exec(&format!("kill -s KILL -- -{}", self.process.pid))?;
+            self.node.exec(&format!("kill -s KILL -- -{}", process.pid))?;
         }
-        wait::until(&format!("QEMU of VM {} to end", self.name), START_LIMIT, || {
-            self.node.ended(&self.process)
-        })
-        .map(drop)
+        wait::until(&format!("QEMU of VM {} to end", self.name), START_LIMIT, || self.node.ended(process))
+            .map(drop)
     }
+}
+
+/// Where a VM's sockets are, and what it boots.
+pub fn folder(name: &str) -> String {
+    format!("/run/lab/vm/{name}")
 }

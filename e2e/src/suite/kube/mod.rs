@@ -1,19 +1,23 @@
 //! What needs Kubernetes: an API server alone, or a whole cluster with Weir on it, which cases share.
 
+mod check;
+mod faults;
+mod identity;
+mod io;
+mod kubevirt;
 mod objects;
 mod pods;
+mod release;
+mod volumes;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::kube::{
     ControlPlane, KubeCluster,
-    cluster::{PATIENCE, items},
+    cluster::{PATIENCE, WEIR, items},
 };
 
 /// A test on a Kubernetes cluster, which it leaves as it found it.
@@ -23,13 +27,15 @@ pub struct Case {
     pub name: &'static str,
     /// What it shows, in one line.
     pub about: &'static str,
+    /// Whether it runs when nothing is named: all of them take longer than people wait for a check.
+    pub by_default: bool,
     /// Runs it.
-    pub run: fn(&KubeCluster) -> Result<()>,
+    pub run: fn(&mut KubeCluster) -> Result<()>,
 }
 
 /// All cases, in the order in which they run.
 pub fn cases() -> Vec<Case> {
-    pods::CASES.to_vec()
+    [pods::CASES, volumes::CASES, kubevirt::CASES, faults::CASES, identity::CASES, release::CASES].concat()
 }
 
 /// Waits until a pod has done its work; returns what it said at the end.
@@ -49,12 +55,55 @@ fn wait_pod(c: &KubeCluster, name: &str) -> Result<String> {
     Ok(said)
 }
 
-/// Waits until nothing is left of any volume: no claim, no PersistentVolume, no record.
+/// Waits until a pod is in this phase.
+fn wait_phase(c: &KubeCluster, name: &str, phase: &str) -> Result<()> {
+    c.wait(&format!("pod {name} to be {phase}"), PATIENCE, || {
+        let is = c.get(&["pod", name])?["status"]["phase"].clone();
+        ensure!(is == phase, "it is {is}");
+        Ok(Some(()))
+    })
+}
+
+fn delete_pod(c: &KubeCluster, name: &str) -> Result<()> {
+    c.plane().kubectl(&["delete", "pod", name, "--wait=true"]).map(drop)
+}
+
+fn delete_claim(c: &KubeCluster, name: &str) -> Result<()> {
+    c.plane().kubectl(&["delete", "pvc", name, "--wait=true"]).map(drop)
+}
+
+/// The reigning controller's pod.
+fn leader(c: &KubeCluster) -> Result<String> {
+    let lease = c.get(&["lease", "-n", WEIR, "weir-controller"])?;
+    let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
+    // The pod's name, a dash and a UUID.
+    let pod = holder.len().checked_sub(37).map(|end| &holder[..end]);
+    pod.map(str::to_owned).with_context(|| format!("nobody reigns: the Lease is held by {holder:?}"))
+}
+
+/// The record of a claim's volume.
+fn record(c: &KubeCluster, claim: &str) -> Result<Value> {
+    let list = c.get(&["logicalvolumes"])?;
+    let found = items(&list["items"]).iter().find(|v| v["spec"]["claim"]["pvcName"] == claim);
+    found.cloned().with_context(|| format!("no record is of claim {claim}"))
+}
+
+/// Waits until nothing is left of any volume: no claim, no PersistentVolume, no record, no extent that is not free, and no
+/// device of a volume in any kernel.
 fn wait_gone(c: &KubeCluster) -> Result<()> {
     c.wait("no volume to be left", PATIENCE, || {
         let left = c.get(&["pvc,pv,logicalvolumes", "-A"])?;
         let left: Vec<_> = items(&left["items"]).iter().map(|i| i["metadata"]["name"].to_string()).collect();
         ensure!(left.is_empty(), "left: {}", left.join(", "));
+        let disks = c.get(&["nodedisks"])?;
+        for d in items(&disks["items"]) {
+            let (size, free) = (&d["status"]["size"], &d["status"]["free"]);
+            ensure!(size == free, "disk {} of {size} has {free} free", d["metadata"]["name"]);
+        }
+        for node in c.lab().nodes() {
+            let devices = super::devices(node)?;
+            ensure!(devices.is_empty(), "left on {}: {}", node.name(), devices.join(", "));
+        }
         Ok(Some(()))
     })
 }
@@ -78,13 +127,13 @@ impl Drop for Scratch {
     }
 }
 
-/// Runs `what` with the kubeconfig of a control plane that has the chart's CRDs.
+/// Runs `what` with a control plane that has the chart's CRDs.
 ///
 /// # Errors
 /// The control plane's, or those of `what`.
-pub fn with_api_server<T>(what: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+pub fn with_api_server<T>(what: impl FnOnce(&ControlPlane) -> Result<T>) -> Result<T> {
     let dir = Scratch::new()?;
     let plane = ControlPlane::start(&dir.0)?;
     plane.apply_crds()?;
-    what(plane.kubeconfig())
+    what(&plane)
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::kube::BUSYBOX;
+use crate::kube::{BUSYBOX, TOOLBOX};
 
 /// Where a pod finds a Block volume.
 pub(super) const DEVICE: &str = "/dev/volume";
@@ -92,4 +92,22 @@ impl Pod<'_> {
         }
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": self.name}, "spec": spec})
     }
+}
+
+/// The same pod with its node's programs, the lab's among them, and with the node's folder on this host as /host.
+pub(super) fn with_tools(mut pod: Value) -> Value {
+    const FOLDERS: [(&str, &str); 3] = [("usr", "/usr"), ("lab", "/lab"), ("host", "/host")];
+    let spec = &mut pod["spec"];
+    let container = &mut spec["containers"][0];
+    container["image"] = json!(TOOLBOX);
+    container["env"] = json!([{"name": "PATH", "value": "/lab/bin:/usr/sbin:/usr/bin"}]);
+    let mut mounts = container["volumeMounts"].as_array().cloned().unwrap_or_default();
+    let mut volumes = spec["volumes"].as_array().cloned().unwrap_or_default();
+    for (name, path) in FOLDERS {
+        mounts.push(json!({"name": name, "mountPath": path, "readOnly": name != "host"}));
+        volumes.push(json!({"name": name, "hostPath": {"path": path, "type": "Directory"}}));
+    }
+    spec["containers"][0]["volumeMounts"] = json!(mounts);
+    spec["volumes"] = json!(volumes);
+    pod
 }

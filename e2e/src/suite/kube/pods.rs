@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    Case,
+    Case, delete_claim, delete_pod,
     objects::{Claim, DEVICE, FOLDER, Mode, Pod, SAY},
     wait_gone, wait_pod,
 };
@@ -12,6 +12,7 @@ use crate::kube::KubeCluster;
 pub(super) const CASES: &[Case] = &[Case {
     name: "kube/pods",
     about: "Block, ext4 and xfs: a pod writes, a pod on another node reads it back",
+    by_default: true,
     run: pods,
 }];
 
@@ -57,7 +58,7 @@ impl Way {
     }
 }
 
-fn pods(c: &KubeCluster) -> Result<()> {
+fn pods(c: &mut KubeCluster) -> Result<()> {
     let claims: Vec<_> = WAYS.iter().map(|w| Claim::of(w.name, w.class, w.mode, w.size).object()).collect();
     c.create(&claims)?;
     // All at once: most of the time goes by in waiting.
@@ -69,14 +70,14 @@ fn pods(c: &KubeCluster) -> Result<()> {
         wrote.push(wait_pod(c, w.name).with_context(|| format!("the {} pod that writes", w.name))?);
     }
     for w in &WAYS {
-        c.plane().kubectl(&["delete", "pod", w.name, "--wait=true"])?;
+        delete_pod(c, w.name)?;
         w.run(c, "n2", &w.read())?;
     }
     for (w, wrote) in WAYS.iter().zip(wrote) {
         let read = wait_pod(c, w.name).with_context(|| format!("the {} pod that reads", w.name))?;
         ensure!(read == wrote, "{}: {wrote} was written on n1, {read} was read on n2", w.name);
-        c.plane().kubectl(&["delete", "pod", w.name, "--wait=true"])?;
-        c.plane().kubectl(&["delete", "pvc", w.name, "--wait=true"])?;
+        delete_pod(c, w.name)?;
+        delete_claim(c, w.name)?;
     }
     wait_gone(c)
 }
