@@ -46,6 +46,10 @@ pub struct Wipe {
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     #[schemars(schema_with = "schema::names")]
     pub consumers: BTreeSet<NodeName>,
+    /// Epoch of the volume's record that gave them up; 0 for a fresh disk.
+    #[serde(default)]
+    #[schemars(with = "u64")]
+    pub epoch: Epoch,
 }
 
 /// What the controller has on record about a disk. The resource's name is the disk's id, which stands in its label.

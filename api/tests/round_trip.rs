@@ -147,8 +147,8 @@ fn retired() -> impl Strategy<Value = Retired> {
     let run =
         (num(), num()).prop_map(|(f, c)| Stretch { first: Extents::new(f), count: Extents::new(c.max(1)) });
     // A wipe's number uses all of its 64 bits.
-    (any::<u64>(), disk_id(), vec(run, 0..4), btree_set(node(), 0..3))
-        .prop_map(|(wipe, disk, runs, consumers)| Retired { wipe, disk, runs, consumers })
+    (any::<u64>(), disk_id(), vec(run, 0..4), btree_set(node(), 0..3), epoch())
+        .prop_map(|(wipe, disk, runs, consumers, epoch)| Retired { wipe, disk, runs, consumers, epoch })
 }
 
 fn explanation() -> impl Strategy<Value = Explanation> {
@@ -371,6 +371,7 @@ fn resources_that_make_no_sense_are_refused() {
             disk: DiskId::from_u128(1),
             runs: vec![],
             consumers: Default::default(),
+            epoch: Epoch::ZERO,
         }),
     };
     let good = NodeDisk::of(&record, Term::ZERO);

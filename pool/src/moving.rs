@@ -205,7 +205,7 @@ impl VolumeRecord {
         let mut next = Self { map, moving: None, ..self.bumped(epoch) };
         let runs = vec![Stretch { first: run.first, count: run.count }];
         let consumers = self.access.everyone();
-        next.retired.push(Retired { wipe: draw(), disk: run.disk, runs, consumers });
+        next.retired.push(Retired { wipe: draw(), disk: run.disk, runs, consumers, epoch });
         MoveStep::End(Box::new(next), run)
     }
 

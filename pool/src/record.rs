@@ -57,6 +57,11 @@ pub struct Retired {
     /// Who may still have a slice that maps them, though the volume's map has them no more: to be taken away first.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub consumers: BTreeSet<NodeName>,
+    /// The epoch of the record that gave them up. What the disk's label has of the volume there from a later one has
+    /// come back since, and is not wiped for this; and whoever was told of the wipe serves nothing of the volume by
+    /// goals that are older. Zero for a fresh disk, whose runs are no volume's.
+    #[serde(default)]
+    pub epoch: Epoch,
 }
 
 impl Retired {
@@ -177,7 +182,8 @@ impl VolumeRecord {
         let mut next = Self { map: Map::default(), moving: None, ..self.clone() };
         for (disk, mut runs) in by_disk {
             runs.sort();
-            next.retired.push(Retired { wipe: draw(), disk, runs, consumers: BTreeSet::new() });
+            let (consumers, epoch) = (BTreeSet::new(), self.access.epoch);
+            next.retired.push(Retired { wipe: draw(), disk, runs, consumers, epoch });
         }
         next
     }

@@ -7,8 +7,9 @@ use pool::{
         Access, AccessState, Confirmations, Event, Facts, Gone, Leaving, Mode, Outcome, Place, Refusal,
         Sharing,
     },
-    goals::{Goals, Role, View, plan_goals},
+    goals::{ExportState, Goals, Role, View, plan_goals},
     ids::{DiskId, Epoch, NodeName},
+    record::{Retired, Stretch},
     units::Extents,
     volume::{Leg, Map, Segment},
 };
@@ -107,4 +108,54 @@ fn a_confirmation_is_not_taken_back_by_an_older_word() {
     assert_eq!(gone(&c), Some(Gone::Absent));
     c.note(&who, place, Epoch::new(6), None);
     assert_eq!(gone(&c), None, "a newer word counts");
+}
+
+#[test]
+fn a_reader_gets_a_volume_from_upkeep_when_the_writer_is_gone() {
+    let holders = BTreeMap::from([(node("a"), Mode::UPKEEP)]);
+    let s =
+        AccessState { epoch: Epoch::new(4), access: Access::Attached { holders }, leaving: BTreeMap::new() };
+    let ask = |s: &AccessState, read_only| {
+        let mode = Mode { read_only, ..WRITER };
+        let facts = Facts {
+            disks: &disks(),
+            alive: &|_| true,
+            sharing: Sharing::Migrate,
+            confirmed: &Confirmations::default(),
+        };
+        s.on(&Event::Attach { node: node("a"), mode }, &facts)
+    };
+    let Ok(Outcome::Changed(next, _)) = ask(&s, false) else { panic!("a writer takes it over at once") };
+    assert_eq!(next.sole_holder(), Some(&node("a")));
+    let Ok(Outcome::Changed(next, _)) = ask(&s, true) else { panic!("upkeep yields") };
+    assert_eq!(next.access, Access::Detached);
+    assert!(next.leaving[&node("a")].wrote, "whoever comes next waits for its fence");
+    assert_eq!(ask(&next, true), Err(Refusal::StillLeaving { node: node("a") }));
+}
+
+#[test]
+fn a_slice_on_a_disk_that_the_map_has_left_is_taken_down() {
+    let (left, hosts) = (disk(3), BTreeMap::from([(disk(1), node("a")), (disk(3), node("c"))]));
+    let map = Map(map().0.into_iter().take(1).collect());
+    let retired = [Retired {
+        wipe: 1,
+        disk: left,
+        runs: vec![Stretch { first: Extents::ZERO, count: Extents::new(1) }],
+        consumers: [node("a")].into(),
+        epoch: Epoch::new(4),
+    }];
+    let holders = BTreeMap::from([(node("a"), WRITER)]);
+    for access in [Access::Attached { holders }, Access::Detached] {
+        let s = AccessState { epoch: Epoch::new(5), access, leaving: BTreeMap::new() };
+        let goals = plan_goals(&View {
+            access: &s,
+            map: &map,
+            retired: &retired,
+            disks: &hosts,
+            confirmed: &Confirmations::default(),
+            patient: &|_| true,
+        });
+        let [e] = &goals.exports[..] else { panic!("one export is spoken of: {goals:?}") };
+        assert_eq!((e.disk, &e.consumer, e.state), (left, &node("a"), ExportState::Absent));
+    }
 }

@@ -12,12 +12,13 @@ use crate::{DiskState, NodeDisk, NodeDiskSpec, Stretch, Wipe};
 
 impl From<&Retired> for Wipe {
     fn from(r: &Retired) -> Self {
-        let Retired { wipe, disk, runs, consumers } = r;
+        let Retired { wipe, disk, runs, consumers, epoch } = r;
         Self {
             wipe: format!("{wipe:016x}"),
             disk: *disk,
             runs: runs.iter().copied().map(Stretch::from).collect(),
             consumers: consumers.clone(),
+            epoch: *epoch,
         }
     }
 }
@@ -26,7 +27,7 @@ impl TryFrom<&Wipe> for Retired {
     type Error = NotARecord;
 
     fn try_from(w: &Wipe) -> Result<Self, NotARecord> {
-        let Wipe { wipe, disk, runs, consumers } = w;
+        let Wipe { wipe, disk, runs, consumers, epoch } = w;
         let plain =
             wipe.len() == 16 && wipe.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         let number = if plain { u64::from_str_radix(wipe, 16).ok() } else { None };
@@ -36,6 +37,7 @@ impl TryFrom<&Wipe> for Retired {
             disk: *disk,
             runs: runs.iter().copied().map(record::Stretch::from).collect(),
             consumers: consumers.clone(),
+            epoch: *epoch,
         })
     }
 }

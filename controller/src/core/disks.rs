@@ -358,6 +358,7 @@ impl Engine {
                 disk: id,
                 runs: vec![r],
                 consumers: BTreeSet::new(),
+                epoch: Epoch::ZERO,
             });
         }
         (next != s.record).then_some((Some(next), Cause::Fresh))
