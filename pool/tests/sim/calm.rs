@@ -67,7 +67,11 @@ impl World {
         let all: Vec<V> = self.store.records.keys().copied().collect();
         for v in all {
             self.event(c, v, &Event::Review)?;
+            self.wiped(c, v)?;
+            self.step_move(c, v, false, true)?;
         }
+        self.land_some_write()?;
+        self.learn_some_outcome();
         for n in 0..self.nodes.len() {
             if self.sessions[n].is_none() {
                 self.dial(n);
@@ -81,6 +85,10 @@ impl World {
             for o in objects {
                 self.plugin_step(n, o)?;
                 self.check_writers()?;
+            }
+            let mirrors: Vec<V> = self.nodes[n].kernel.mirrors.keys().copied().collect();
+            for v in mirrors {
+                self.copy_step(n, v)?;
             }
             for (v, i) in self.queued(n).into_iter().rev() {
                 self.transport(n, v, i)?;
@@ -109,8 +117,8 @@ impl World {
 
     fn settled(&self) -> Result<(), String> {
         for (v, r) in &self.store.records {
-            let s = &r.record.access;
-            if r.record.deleting.is_some() {
+            let s = &r.record.vol.access;
+            if r.record.is_deleting() {
                 continue;
             }
             if !s.leaving.is_empty() {
@@ -132,7 +140,7 @@ impl World {
                 }
             }
         }
-        Ok(())
+        self.moves_have_ended()
     }
 
     /// The device is as it should be, and every lender serves it.
@@ -163,8 +171,8 @@ impl World {
         for (v, r) in &self.store.records {
             let devices = self.nodes.iter().any(|n| n.kernel.devices.contains_key(v));
             let slices = self.nodes.iter().any(|n| n.kernel.slices.keys().any(|k| k.0 == *v));
-            if !r.record.access.is_idle() || devices || slices {
-                return Err(format!("volume {v} is not idle: {:?}", r.record.access));
+            if !r.record.vol.access.is_idle() || devices || slices {
+                return Err(format!("volume {v} is not idle: {:?}", r.record.vol.access));
             }
         }
         Ok(())
@@ -201,6 +209,10 @@ impl World {
                 }
             }
             self.until("is attached", Self::settled)?;
+            if self.begin_some_move(self.store.term, v)? {
+                self.cov.hit("move: begun in the calm");
+                self.until("is moved", Self::settled)?;
+            }
             self.vms.insert((v, n), crate::data::Vm { active: true, waits: vec![] });
             for _ in 0..8 {
                 self.vm_writes(v, n)?;

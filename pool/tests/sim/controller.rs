@@ -14,14 +14,19 @@ use pool::{
         Sharing,
     },
     goals::{AttachmentGoal, Role, View, plan_goals},
-    ids::{DiskId, Epoch, NodeName, Term},
+    ids::{DiskId, Epoch, NodeName, Term, VolumeId},
+    layout::params::{ClaimRef, VolumeParams},
+    moving::Mirror,
+    record::{Lifecycle, VolumeRecord},
+    units::ExtentSize,
     volume::Map,
 };
 
 use crate::{
+    moves::{Flight, Pending},
     types::{
         AttachmentSeen, Checked, D, ExportSeen, Goal, Goals, LEASE, Mutation, N, PATIENCE, Seen, V,
-        Violation, disk_number, name_of, number_of, places,
+        Violation, disk_id, disk_number, extents_of, name_of, number_of, places,
     },
     world::World,
 };
@@ -29,13 +34,21 @@ use crate::{
 /// What is durable of a volume.
 #[derive(Clone, Debug)]
 pub(crate) struct Record {
-    pub(crate) access: AccessState,
+    pub(crate) vol: Rc<VolumeRecord>,
+    /// Its map.
     pub(crate) map: Rc<Map>,
-    pub(crate) sharing: Sharing,
     /// The controller that wrote it last.
     pub(crate) term: u64,
-    /// The volume is being deleted: disks whose extents are still to be wiped.
-    pub(crate) deleting: Option<Vec<D>>,
+}
+
+impl Record {
+    pub(crate) fn new(vol: VolumeRecord) -> Self {
+        Self { map: Rc::new(vol.map.clone()), vol: Rc::new(vol), term: 0 }
+    }
+
+    pub(crate) fn is_deleting(&self) -> bool {
+        self.vol.lifecycle == Lifecycle::Deleting
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -51,11 +64,13 @@ pub(crate) struct Store {
     /// Refuses deposed controllers.
     pub(crate) fenced: bool,
     pub(crate) versions: u64,
+    /// Writes under way, of which nobody knows yet how they end.
+    pub(crate) flights: Vec<Flight>,
 }
 
 impl Store {
     /// Replaces the record if `version` is still the newest (`None`: there is none yet). `None`: refused.
-    fn swap(&mut self, term: u64, v: V, version: Option<u64>, to: Option<Record>) -> Option<u64> {
+    pub(crate) fn swap(&mut self, term: u64, v: V, version: Option<u64>, to: Option<Record>) -> Option<u64> {
         // Making a volume takes extents that no record names yet: only the active controller may, in any store.
         let deposed = (self.fenced || version.is_none()) && term != self.term;
         if deposed || self.records.get(&v).map(|r| r.version) != version {
@@ -71,7 +86,7 @@ impl Store {
     }
 
     pub(crate) fn is_deleting(&self, v: V) -> bool {
-        self.records.get(&v).is_some_and(|r| r.record.deleting.is_some())
+        self.records.get(&v).is_some_and(|r| r.record.is_deleting())
     }
 }
 
@@ -83,6 +98,15 @@ pub(crate) struct Controller {
     left: BTreeMap<(V, NodeName), u64>,
     /// What was said last on a node's session.
     sent: BTreeMap<(N, V), Vec<Goal>>,
+    /// The present session of each node.
+    pub(crate) present: BTreeMap<N, u64>,
+    /// What a node said of its mirror in that.
+    pub(crate) mirrors: BTreeMap<(V, N), (Epoch, Mirror)>,
+    /// Under which epoch a host last said that it serves a slice.
+    serving: BTreeMap<(V, D, N), Epoch>,
+    wiped: std::collections::BTreeSet<u64>,
+    /// Writes whose outcome is not known.
+    pub(crate) pending: BTreeMap<V, Pending>,
 }
 
 impl Controller {
@@ -90,8 +114,13 @@ impl Controller {
         now.saturating_sub(self.heard[n]) < LEASE
     }
 
-    pub(crate) fn forget_sent(&mut self, n: N) {
+    /// A node comes with a new session: it was told nothing in it, and has said nothing.
+    pub(crate) fn meet(&mut self, n: N, session: u64, remembers: bool) {
         self.sent.retain(|(x, _), _| *x != n);
+        self.present.insert(n, session);
+        if !remembers {
+            self.mirrors.retain(|(_, x), _| *x != n);
+        }
     }
 }
 
@@ -140,17 +169,32 @@ impl World {
             heard: vec![self.now; self.nodes.len()],
             left: BTreeMap::new(),
             sent: BTreeMap::new(),
+            present: BTreeMap::new(),
+            mirrors: BTreeMap::new(),
+            serving: BTreeMap::new(),
+            wiped: std::collections::BTreeSet::new(),
+            pending: BTreeMap::new(),
         };
         self.controllers.insert(term, c);
         self.say(|| format!("controller {term} takes over"));
     }
 
-    fn hosts(&self, map: &Map) -> BTreeMap<DiskId, NodeName> {
-        map.disks().into_iter().map(|d| (d, self.names[self.host_of[disk_number(d)]].clone())).collect()
+    fn hosts(&self, disks: impl IntoIterator<Item = DiskId>) -> BTreeMap<DiskId, NodeName> {
+        disks.into_iter().map(|d| (d, self.names[self.host_of[disk_number(d)]].clone())).collect()
+    }
+
+    /// Holds what is on record now against the oracle.
+    pub(crate) fn on_record(&mut self, v: V, to: &Record) -> Checked {
+        let moved = if self.oracle.knows(v) {
+            self.oracle.recorded(v, &to.vol, &to.map)?
+        } else {
+            self.oracle.created(v, &to.vol, &to.map)?
+        };
+        moved.into_iter().try_for_each(|p| self.nobody_writes(p))
     }
 
     /// Writes a record, and only then takes it for true.
-    fn write(&mut self, c: u64, v: V, to: Record) -> Checked<bool> {
+    pub(crate) fn write(&mut self, c: u64, v: V, to: Record) -> Checked<bool> {
         let to = Record { term: c, ..to };
         let version = self.controllers[&c].records.get(&v).map(|r| r.version);
         let done = self.store.swap(c, v, version, Some(to.clone()));
@@ -158,29 +202,33 @@ impl World {
         let Some(ctl) = self.controllers.get_mut(&c) else { return Ok(false) };
         match done {
             Some(version) => {
-                if ctl.records.contains_key(&v) {
-                    self.oracle.recorded(v, &to.access)?;
-                } else {
-                    self.oracle.created(v, &to.map, to.sharing)?;
-                }
-                ctl.records.insert(v, Versioned { version, record: to });
+                ctl.records.insert(v, Versioned { version, record: to.clone() });
+                self.on_record(v, &to)?;
                 Ok(true)
             }
             None => {
                 if let Some(r) = ctl.records.get_mut(&v).filter(|_| keeps) {
                     r.record = to;
-                } else if self.store.fenced {
-                    self.cov.hit("controller: a deposed one could not record");
                 } else {
-                    self.cov.hit("controller: somebody else had changed the record");
-                    match self.store.records.get(&v) {
-                        Some(r) => ctl.records.insert(v, r.clone()),
-                        None => ctl.records.remove(&v),
-                    };
+                    self.refused(c, v);
                 }
                 Ok(false)
             }
         }
+    }
+
+    /// A record could not be written by controller `c`.
+    pub(crate) fn refused(&mut self, c: u64, v: V) {
+        let Some(ctl) = self.controllers.get_mut(&c) else { return };
+        if self.store.fenced {
+            self.cov.hit("controller: a deposed one could not record");
+            return;
+        }
+        self.cov.hit("controller: somebody else had changed the record");
+        match self.store.records.get(&v) {
+            Some(r) => ctl.records.insert(v, r.clone()),
+            None => ctl.records.remove(&v),
+        };
     }
 
     /// Lets an event happen to a volume in the eyes of controller `c`. `None`: it is unknown to it, or it could
@@ -194,19 +242,18 @@ impl World {
     }
 
     fn event_once(&mut self, c: u64, v: V, e: &Event) -> Checked<Option<Result<(), Refusal>>> {
+        let Some(r) = self.own(c, v).filter(|r| !r.record.is_deleting()) else { return Ok(None) };
         let Some(ctl) = self.controllers.get(&c) else { return Ok(None) };
-        let Some(r) = ctl.records.get(&v).filter(|r| r.record.deleting.is_none()) else { return Ok(None) };
-        if self.adopts() && r.record.term > c {
-            return Ok(None);
-        }
         let record = r.record.clone();
-        let disks = self.hosts(&record.map);
+        let access = &record.vol.access;
+        let disks = self.hosts(record.map.disks());
         let now = self.now;
         let alive = |n: &NodeName| ctl.alive(number_of(n), now);
         let confirmed = self.believed(ctl, v, &record);
-        let facts = Facts { disks: &disks, alive: &alive, sharing: record.sharing, confirmed: &confirmed };
-        let outcome = record.access.on(e, &facts);
-        let before = phase(&record.access.access);
+        let facts =
+            Facts { disks: &disks, alive: &alive, sharing: record.vol.params.sharing, confirmed: &confirmed };
+        let outcome = access.on(e, &facts);
+        let before = phase(&access.access);
         match outcome {
             Err(refusal) => {
                 let why = match &refusal {
@@ -215,12 +262,13 @@ impl World {
                     Refusal::StillLeaving { .. } => "still leaving",
                 };
                 self.cov.hit(&format!("refused: {why} in {before}"));
-                self.refusal_is_true(&record.access, e, &refusal)?;
+                self.refusal_is_true(access, e, &refusal)?;
                 Ok(Some(Err(refusal)))
             }
             Ok(Outcome::Unchanged) => Ok(Some(Ok(()))),
             Ok(Outcome::Changed(access, notices)) => {
                 self.cov.hit(&format!("{}: {before} -> {}", label(e), phase(&access.access)));
+                let mut access = access;
                 for n in &notices {
                     self.cov.hit(notice(n));
                     if let Notice::Evicted(x) = n {
@@ -228,14 +276,14 @@ impl World {
                     }
                 }
                 self.say(|| format!("c{c} v{v} {e:?} -> {access:?} {notices:?}"));
-                let mut to = Record { access, ..record };
                 if self.broken(Mutation::LeaverForgottenEarly) {
                     let forget = |n: &NodeName, l: &pool::access::Leaving| {
                         let fenced = |p| p == Place::Device || confirmed.gone(n, p, l.since).is_some();
                         !disks.values().any(|h| h == n) && l.places().all(fenced)
                     };
-                    to.access.leaving.retain(|n, l| !forget(n, l));
+                    access.leaving.retain(|n, l| !forget(n, l));
                 }
+                let to = self.settled_spare(&record, access);
                 Ok(self.write(c, v, to)?.then_some(Ok(())))
             }
         }
@@ -275,12 +323,12 @@ impl World {
         let mut claim = |n: &NodeName, place| c.note(n, place, late, Some(Gone::Fenced));
         match self.cfg.mutation {
             Mutation::GrantWithoutFence => {
-                for (n, l) in &record.access.leaving {
+                for (n, l) in &record.vol.access.leaving {
                     l.places().for_each(|p| claim(n, p));
                 }
             }
             Mutation::CommitBeforeLenders => {
-                if let Access::CuttingOver { source, .. } = &record.access.access {
+                if let Access::CuttingOver { source, .. } = &record.vol.access.access {
                     record.map.disks().into_iter().for_each(|d| claim(source, Place::Export(d)));
                 }
             }
@@ -299,14 +347,15 @@ impl World {
     }
 
     /// Whether terms on records stand in for a store that knows who is active.
-    fn adopts(&self) -> bool {
+    pub(crate) fn adopts(&self) -> bool {
         !self.store.fenced && !self.broken(Mutation::RecordsNotAdopted)
     }
 
     /// Puts the term of `c` on the records that it has only read so far.
-    fn adopt(&mut self, c: u64) -> Checked {
+    pub(crate) fn adopt(&mut self, c: u64) -> Checked {
         let Some(ctl) = self.controllers.get(&c) else { return Ok(()) };
-        let all: Vec<V> = ctl.records.iter().filter(|(_, r)| r.record.term < c).map(|(v, _)| *v).collect();
+        let others = ctl.records.iter().filter(|(v, r)| r.record.term < c && !ctl.pending.contains_key(v));
+        let all: Vec<V> = others.map(|(v, _)| *v).collect();
         for v in all {
             let Some(r) = self.controllers.get(&c).and_then(|x| x.records.get(&v)) else { continue };
             let record = r.record.clone();
@@ -317,9 +366,10 @@ impl World {
         Ok(())
     }
 
-    /// What a node said reaches a controller.
-    pub(crate) fn hear(&mut self, c: u64, n: N, said: &[Seen]) -> Checked {
+    /// What a node said reaches a controller: in the order of a session, or late and by itself (`None`).
+    pub(crate) fn hear(&mut self, c: u64, n: N, session: Option<u64>, said: &[Seen]) -> Checked {
         let now = self.now;
+        let any = self.broken(Mutation::OldWordsOnMirrors);
         for s in said {
             if self.rng.one_in(400) && self.active() == Some(c) && self.chaotic {
                 self.cov.hit("fault: controller crashed within a message");
@@ -328,7 +378,13 @@ impl World {
             let Some(ctl) = self.controllers.get_mut(&c) else { return Ok(()) };
             ctl.heard[n] = now;
             match s {
-                Seen::Attachment { v, epoch, state, busy } => {
+                Seen::Attachment { v, epoch, state, busy, mirror } => {
+                    if any || (session.is_some() && ctl.present.get(&n).copied() == session) {
+                        let at = ctl.mirrors.entry((*v, n)).or_insert((*epoch, *mirror));
+                        if !any || at.1 != Mirror::Whole || *epoch > at.0 {
+                            *at = (*epoch, *mirror);
+                        }
+                    }
                     let gone = match state {
                         AttachmentSeen::Absent => Some(Gone::Absent),
                         AttachmentSeen::Fenced => Some(Gone::Fenced),
@@ -350,35 +406,47 @@ impl World {
                         ExportSeen::Fenced => Some(Gone::Fenced),
                         ExportSeen::Serving => None,
                     };
-                    let place = Place::Export(crate::types::disk_id(*disk));
+                    if *state == ExportSeen::Serving {
+                        let e = ctl.serving.entry((*v, *disk, *consumer)).or_insert(*epoch);
+                        *e = (*e).max(*epoch);
+                    }
+                    let place = Place::Export(disk_id(*disk));
                     ctl.confirmed.entry(*v).or_default().note(&name_of(*consumer), place, *epoch, gone);
                     self.event(c, *v, &Event::Review)?;
                 }
-                Seen::Wiped { v, disk } => self.wiped(c, *v, *disk)?,
+                Seen::Wiped { v, wipe } => {
+                    ctl.wiped.insert(*wipe);
+                    self.wiped(c, *v)?;
+                }
             }
         }
         Ok(())
     }
 
-    fn wiped(&mut self, c: u64, v: V, disk: D) -> Checked {
-        if !self.wiped_once(c, v, disk)? && !self.store.fenced {
-            self.wiped_once(c, v, disk)?;
+    pub(crate) fn wiped(&mut self, c: u64, v: V) -> Checked {
+        if !self.wiped_once(c, v)? && !self.store.fenced {
+            self.wiped_once(c, v)?;
         }
         Ok(())
     }
 
-    /// The record of `v`, if `c` may change it.
-    fn own(&self, c: u64, v: V) -> Option<&Versioned> {
-        let r = self.controllers.get(&c)?.records.get(&v)?;
+    /// The record of `v`, if `c` may change it now.
+    pub(crate) fn own(&self, c: u64, v: V) -> Option<&Versioned> {
+        let ctl = self.controllers.get(&c)?;
+        let r = ctl.records.get(&v).filter(|_| !ctl.pending.contains_key(&v))?;
         (!self.adopts() || r.record.term <= c).then_some(r)
     }
 
-    fn wiped_once(&mut self, c: u64, v: V, disk: D) -> Checked<bool> {
+    fn wiped_once(&mut self, c: u64, v: V) -> Checked<bool> {
         let Some(r) = self.own(c, v) else { return Ok(true) };
-        let (version, mut to) = (r.version, r.record.clone());
-        let Some(left) = &mut to.deleting else { return Ok(true) };
-        left.retain(|d| *d != disk);
-        if left.is_empty() { self.remove(c, v, version) } else { self.write(c, v, to) }
+        let Some(ctl) = self.controllers.get(&c) else { return Ok(true) };
+        let version = r.version;
+        let mut to = VolumeRecord::clone(&r.record.vol);
+        to.retired.retain(|x| !ctl.wiped.contains(&x.wipe));
+        if to.retired.len() == r.record.vol.retired.len() {
+            return Ok(true);
+        }
+        if to.is_spent() { self.remove(c, v, version) } else { self.write(c, v, Record::new(to)) }
     }
 
     fn remove(&mut self, c: u64, v: V, version: u64) -> Checked<bool> {
@@ -386,7 +454,8 @@ impl World {
         if done {
             self.cov.hit("volume: deleted, its extents are free");
             self.say(|| format!("c{c} v{v} is gone"));
-            self.oracle.freed(v)?;
+            let went = self.oracle.freed(v)?;
+            went.into_iter().try_for_each(|p| self.nobody_writes(p))?;
         }
         let now = self.store.records.get(&v).cloned();
         if let Some(ctl) = self.controllers.get_mut(&c) {
@@ -402,17 +471,26 @@ impl World {
     /// Deletes a volume if it is idle: the record says so first, wipes follow from it.
     pub(crate) fn delete(&mut self, c: u64, v: V) -> Checked {
         let Some(r) = self.own(c, v) else { return Ok(()) };
-        let (version, mut to) = (r.version, r.record.clone());
+        let (version, to) = (r.version, r.record.vol.clone());
         let rash = self.broken(Mutation::DeleteUnderADevice) && to.access.access == Access::Detached;
-        if to.deleting.is_some() || !(to.access.is_idle() || rash) {
+        if r.record.is_deleting() || !(to.access.is_idle() || rash) {
             return Ok(());
         }
         if self.broken(Mutation::FreeBeforeWipe) {
             return self.remove(c, v, version).map(|_| ());
         }
-        to.deleting = Some(to.map.disks().into_iter().map(disk_number).collect());
+        if to.moving.is_some() {
+            self.cov.hit("volume: deleted while a move had not ended");
+        }
+        let to = VolumeRecord { lifecycle: Lifecycle::Deleting, ..to.retire_all(|| self.draw()) };
         self.say(|| format!("c{c} v{v} is to be deleted"));
-        self.write(c, v, to).map(|_| ())
+        self.write(c, v, Record::new(to)).map(|_| ())
+    }
+
+    /// A number for a wipe.
+    pub(crate) fn draw(&mut self) -> u64 {
+        self.wipes += 1;
+        self.wipes
     }
 
     /// The goals for node `n` that have not been said on its session.
@@ -423,8 +501,10 @@ impl World {
         let adopts = self.adopts();
         let Some(ctl) = self.controllers.get(&c) else { return Ok(None) };
         let mut news: Vec<(V, Vec<Goal>)> = vec![];
+        let rash = self.broken(Mutation::GoalsWhileSwitching);
         for (v, r) in &ctl.records {
-            if adopts && r.record.term != c {
+            // While the record that switches is being written, nobody is told to start a mirror.
+            if (adopts && r.record.term != c) || (ctl.pending.contains_key(v) && !rash) {
                 continue;
             }
             let goals = self.plan(ctl, *v, &r.record, n)?;
@@ -446,14 +526,7 @@ impl World {
 
     fn plan(&self, ctl: &Controller, v: V, record: &Record, n: N) -> Checked<Vec<Goal>> {
         let mut out = vec![];
-        if let Some(left) = &record.deleting {
-            for d in left.iter().filter(|d| self.host_of[**d] == n) {
-                let extents = places(&record.map).into_iter().filter(|p| p.0 == *d).map(|p| p.1).collect();
-                out.push(Goal::Wipe { v, disk: *d, extents });
-            }
-            return Ok(out);
-        }
-        let disks = self.hosts(&record.map);
+        let disks = self.hosts(record.vol.disks());
         let now = self.now;
         let patient = |x: &NodeName| {
             ctl.alive(number_of(x), now)
@@ -461,16 +534,16 @@ impl World {
         };
         let confirmed = self.believed(ctl, v, record);
         let view = View {
-            access: &record.access,
+            access: &record.vol.access,
             map: &record.map,
-            retired: &[],
+            retired: &record.vol.retired,
             disks: &disks,
             confirmed: &confirmed,
             patient: &patient,
         };
         let mut goals = plan_goals(&view);
         if self.broken(Mutation::OwnDiskTooEarly) {
-            tell_holders(&record.access, &mut goals.attachments);
+            tell_holders(&record.vol.access, &mut goals.attachments);
         }
         let mut told = std::collections::BTreeSet::new();
         for g in &goals.attachments {
@@ -496,9 +569,33 @@ impl World {
             });
         }
         for g in goals.attachments.iter().filter(|g| g.node == self.names[n]) {
-            out.push(Goal::Attachment { v, epoch: g.epoch, role: g.role, map: record.map.clone() });
+            let start = self.spare_is_served(ctl, v, record, n);
+            out.push(Goal::Attachment { v, epoch: g.epoch, role: g.role, map: record.map.clone(), start });
+        }
+        for r in record.vol.retired.iter().filter(|r| self.host_of[disk_number(r.disk)] == n) {
+            let extents = r.runs().flat_map(|r| extents_of(&r)).map(|p| p.1).collect();
+            let epoch = r.epoch;
+            out.push(Goal::Wipe { v, wipe: r.wipe, disk: disk_number(r.disk), extents, epoch });
+        }
+        if self.broken(Mutation::WipeBeforeEnd)
+            && let Some((s, p)) = record.map.spare().filter(|(_, p)| !p.filling)
+            && self.host_of[disk_number(p.place.disk)] == n
+        {
+            let first = p.place.first.get() as usize;
+            let extents = (first..first + s.count.get() as usize).collect();
+            let wipe = u64::MAX - record.vol.access.epoch.get();
+            let epoch = record.vol.access.epoch;
+            out.push(Goal::Wipe { v, wipe, disk: disk_number(p.place.disk), extents, epoch });
         }
         Ok(out)
+    }
+
+    /// Whether consumer `n` can get at the spare that it is to fill: its host has said so since the move began.
+    fn spare_is_served(&self, ctl: &Controller, v: V, record: &Record, n: N) -> bool {
+        let (Some((_, p)), Some(m)) = (record.map.spare(), &record.vol.moving) else { return false };
+        let disk = disk_number(p.place.disk);
+        p.filling
+            && (self.host_of[disk] == n || ctl.serving.get(&(v, disk, n)).is_some_and(|e| *e >= m.since))
     }
 
     /// Notes since when somebody is leaving, for the controller's patience.
@@ -506,7 +603,7 @@ impl World {
         let now = self.now;
         let Some(ctl) = self.controllers.get_mut(&c) else { return };
         for (v, r) in &ctl.records {
-            let s = &r.record.access;
+            let s = &r.record.vol.access;
             let giving_up = match &s.access {
                 Access::CuttingOver { source, source_left: true, .. } => Some(source),
                 Access::CuttingOver { source_left: false, .. }
@@ -521,7 +618,7 @@ impl World {
         }
         ctl.left.retain(|(v, n), _| {
             ctl.records.get(v).is_some_and(|r| {
-                let s = &r.record.access;
+                let s = &r.record.vol.access;
                 s.leaving.contains_key(n)
                     || matches!(&s.access, Access::CuttingOver { source, source_left: true, .. } if source == n)
             })
@@ -533,9 +630,22 @@ impl World {
         self.next_volume += 1;
         let v = self.next_volume;
         self.say(|| format!("c{c} v{v} {sharing:?} on {:?}", places(&map)));
-        let record =
-            Record { access: AccessState::default(), map: Rc::new(map), sharing, term: c, deleting: None };
-        self.write(c, v, record).map(|_| ())
+        let vol = VolumeRecord {
+            id: VolumeId::from_u128(u128::from(v)),
+            name: String::new(),
+            pool: "p".parse().expect("is a pool's name"),
+            extent_size: ExtentSize::DEFAULT,
+            params: VolumeParams { sharing, ..VolumeParams::default() },
+            claim: ClaimRef::default(),
+            map,
+            access: AccessState::default(),
+            lifecycle: Lifecycle::Active,
+            moving: None,
+            retired: vec![],
+            history: vec![],
+            explanation: None,
+        };
+        self.write(c, v, Record::new(vol)).map(|_| ())
     }
 
     pub(crate) fn attach(&mut self, c: u64, v: V, n: N, mode: Mode) -> Checked<Option<Result<(), Refusal>>> {

@@ -16,9 +16,11 @@ use pool::{
 };
 
 use crate::{
+    mirror::{MirrorDev, Table},
     oracle::Write,
     types::{
-        AttachmentSeen, Checked, D, ExportSeen, Goal, Goals, Mutation, N, QUIET, Seen, V, Violation, places,
+        AttachmentSeen, Checked, D, ExportSeen, Goal, Goals, Mutation, N, QUIET, Seen, Spared, V, Violation,
+        disk_number, extents_of, places,
     },
     world::World,
 };
@@ -36,6 +38,16 @@ pub(crate) enum Top {
     Fenced,
 }
 
+/// For whom a write goes to its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Via {
+    Top,
+    /// A mirror, for a write from above.
+    Side(usize),
+    /// A mirror, to fill its spare.
+    Copy,
+}
+
 /// A write that waits in the consumer's kernel for its lender.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Queued {
@@ -44,15 +56,18 @@ pub(crate) struct Queued {
     pub(crate) sent: bool,
     /// It was sent over a transport that is lost: it is replayed.
     pub(crate) replay: bool,
+    pub(crate) via: Via,
 }
 
 /// A volume's device on its consumer.
 #[derive(Clone, Debug)]
 pub(crate) struct Device {
-    pub(crate) map: Rc<Map>,
+    /// Where its table puts each extent.
+    pub(crate) map: Vec<(D, usize)>,
+    /// It reaches the extents of the mirror through that.
+    pub(crate) mirrored: bool,
     pub(crate) top: Top,
     pub(crate) spell: u64,
-    pub(crate) queue: Vec<Queued>,
     pub(crate) held: Vec<Write>,
     pub(crate) last_write: u64,
 }
@@ -61,6 +76,8 @@ pub(crate) struct Device {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Slice {
     pub(crate) fenced: bool,
+    /// Where it has which of the volume's extents.
+    pub(crate) table: BTreeMap<usize, usize>,
     /// What the lender's kernel has taken and not run.
     pub(crate) inflight: Vec<Write>,
 }
@@ -68,6 +85,9 @@ pub(crate) struct Slice {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Kernel {
     pub(crate) devices: BTreeMap<V, Device>,
+    pub(crate) mirrors: BTreeMap<V, MirrorDev>,
+    /// What waits for a lender.
+    pub(crate) queues: BTreeMap<V, Vec<Queued>>,
     pub(crate) slices: BTreeMap<(V, D, N), Slice>,
     /// Hosts to which the transport must be made anew.
     pub(crate) lost: BTreeSet<N>,
@@ -78,7 +98,7 @@ pub(crate) struct Kernel {
 pub(crate) enum Object {
     Attachment(V),
     Export(V, D, N),
-    Wipe(V, D),
+    Wipe(u64),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -88,6 +108,8 @@ pub(crate) struct Plugin {
     busy: BTreeMap<V, Epoch>,
     /// What was reported last on this session.
     pub(crate) reported: BTreeMap<Object, Seen>,
+    /// Wipes done.
+    pub(crate) wiped: BTreeSet<u64>,
 }
 
 pub(crate) struct Node {
@@ -98,12 +120,12 @@ pub(crate) struct Node {
     pub(crate) kernel: Kernel,
     /// Durable.
     pub(crate) term: Term,
-    /// Durable, on the disks: whose each extent is.
-    pub(crate) label: BTreeMap<(D, usize), V>,
-    /// Durable, on the disks: wipes done.
-    pub(crate) wiped: BTreeSet<(V, D)>,
+    /// Durable, on the disks: whose each extent is, and since which epoch of its volume.
+    pub(crate) label: BTreeMap<(D, usize), (V, Epoch)>,
+    /// Extents that were ever wiped here: for the books.
+    pub(crate) was_wiped: BTreeSet<D>,
     /// What was ever exported; only a broken node makes use of it.
-    pub(crate) served: BTreeSet<(V, D, N)>,
+    pub(crate) served: BTreeMap<(V, D, N), BTreeMap<usize, usize>>,
     pub(crate) control_cut: bool,
     pub(crate) storage_cut: bool,
 }
@@ -117,8 +139,8 @@ impl Node {
             kernel: Kernel::default(),
             term: Term::ZERO,
             label: BTreeMap::new(),
-            wiped: BTreeSet::new(),
-            served: BTreeSet::new(),
+            was_wiped: BTreeSet::new(),
+            served: BTreeMap::new(),
             control_cut: false,
             storage_cut: false,
         }
@@ -143,7 +165,7 @@ impl World {
                 Goal::Export { v, disk, consumer, epoch, .. } => {
                     (Object::Export(*v, *disk, *consumer), *epoch)
                 }
-                Goal::Wipe { v, disk, .. } => (Object::Wipe(*v, *disk), Epoch::ZERO),
+                Goal::Wipe { wipe, .. } => (Object::Wipe(*wipe), Epoch::ZERO),
             };
             let known = match plugin.goals.get(&object) {
                 Some(Goal::Attachment { epoch, .. } | Goal::Export { epoch, .. }) => *epoch,
@@ -153,7 +175,7 @@ impl World {
                 self.cov.hit("node: goal of an older epoch refused");
                 continue;
             }
-            plugin.goals.insert(object, g);
+            plugin.goals.insert(object, later(plugin.goals.get(&object), g));
         }
     }
 
@@ -162,44 +184,135 @@ impl World {
         let Some(goal) = self.nodes[n].plugin.as_ref().and_then(|p| p.goals.get(&object).cloned()) else {
             return Ok(false);
         };
+        if self.is_overtaken(n, &goal) {
+            self.cov.hit("step: a goal older than a wipe is not obeyed");
+            return Ok(false);
+        }
         match goal {
-            Goal::Attachment { v, epoch, role, map } => self.step_attachment(n, v, epoch, role, &map),
-            Goal::Export { v, disk, consumer, state, map, .. } => {
+            Goal::Attachment { v, epoch, role, map, start } => {
+                if !matches!(role, Role::FenceIfQuiet | Role::Absent) {
+                    self.write_label(n, v, &map, None, epoch);
+                }
+                match role {
+                    Role::Writer => self.step_open(n, v, &map, false, start),
+                    Role::Reader => self.step_open(n, v, &map, true, start),
+                    Role::Guard => self.step_guard(n, v, &map),
+                    Role::FenceIfQuiet => self.step_fence_if_quiet(n, v, epoch),
+                    Role::Absent => self.step_absent(n, v),
+                }
+            }
+            Goal::Export { v, disk, consumer, epoch, state, map } => {
+                if state == ExportState::Serving {
+                    self.write_label(n, v, &map, Some(disk), epoch);
+                }
                 self.step_export(n, (v, disk, consumer), state, &map)
             }
-            Goal::Wipe { v, disk, extents } => self.step_wipe(n, v, disk, &extents),
+            Goal::Wipe { v, wipe, disk, extents, epoch } => self.step_wipe(n, v, wipe, disk, &extents, epoch),
         }
     }
 
-    fn step_attachment(&mut self, n: N, v: V, epoch: Epoch, role: Role, map: &Rc<Map>) -> Checked<bool> {
-        let top = self.nodes[n].kernel.devices.get(&v).map(|d| d.top);
-        let want = |read_only| Top::Open { read_only };
-        match (role, top) {
-            (Role::Writer, None) => self.set_up(n, v, map, want(false)),
-            (Role::Reader, None) => self.set_up(n, v, map, want(true)),
-            (Role::Guard, None) => self.set_up(n, v, map, Top::Guard { through: false }),
-            (Role::Writer, Some(Top::Guard { through: false })) => {
+    /// Whether the node was told to wipe something of the volume since: what an older goal maps may be another's by now.
+    /// Who is on the way out may stand there under such a goal, for nothing is said of it until it is to be fenced.
+    fn is_overtaken(&self, n: N, goal: &Goal) -> bool {
+        let (v, epoch) = match goal {
+            Goal::Attachment { v, epoch, role: Role::Writer | Role::Reader | Role::Guard, .. }
+            | Goal::Export { v, epoch, state: ExportState::Serving, .. } => (*v, *epoch),
+            Goal::Attachment { .. } | Goal::Export { .. } | Goal::Wipe { .. } => return false,
+        };
+        let wipes = self.nodes[n].plugin.iter().flat_map(|p| p.goals.values());
+        let newer = |g: &Goal| matches!(g, Goal::Wipe { v: w, epoch: e, .. } if *w == v && *e > epoch);
+        wipes.into_iter().any(newer)
+    }
+
+    fn step_open(&mut self, n: N, v: V, map: &Rc<Map>, read_only: bool, start: bool) -> Checked<bool> {
+        let wish = Spared::of(map).filter(|s| s.filling && !read_only);
+        let kernel = &self.nodes[n].kernel;
+        let want = Top::Open { read_only };
+        let mirror = kernel.mirrors.get(&v);
+        let fits = |m: &MirrorDev| m.table != Table::Error && wish.as_ref().is_some_and(|s| m.is_of(s));
+        let (stands, fits) = (mirror.is_some(), mirror.is_some_and(fits));
+        let Some(d) = kernel.devices.get(&v) else {
+            return if stands { self.remove_mirror(n, v) } else { self.set_up(n, v, map, want) };
+        };
+        match d.top {
+            Top::Open { .. } if stands && d.mirrored && !fits => {
+                let at = places(map);
+                let m = &kernel.mirrors[&v];
+                let keep = at[m.first..m.first + m.sync.len()].to_vec();
+                if m.table == Table::Plain(keep.clone()) {
+                    return self.swap_top(n, v, map, want, false);
+                }
+                let disks: BTreeSet<D> =
+                    map.0.iter().flat_map(|s| s.legs.iter().map(|l| disk_number(l.disk))).collect();
+                self.settle_mirror(n, v, keep, |d| disks.contains(&d))
+            }
+            Top::Open { .. } if stands && fits && !d.mirrored => self.swap_top(n, v, map, want, true),
+            Top::Open { .. } if stands && fits => {
+                let plain = kernel.mirrors[&v].table != Table::Mirror;
+                Ok(plain && start && self.start_mirror(n, v))
+            }
+            _ if stands => self.remove_mirror(n, v),
+            Top::Open { .. } if start && wish.is_some() => {
+                if let Some(s) = &wish {
+                    self.make_mirror(n, v, s);
+                }
+                Ok(true)
+            }
+            Top::Open { .. } if d.top != want || d.map != places(map) => {
+                self.swap_top(n, v, map, want, false)
+            }
+            Top::Open { .. } => Ok(false),
+            Top::Guard { .. } if read_only => Ok(false),
+            Top::Guard { through: false } => {
                 self.cov.hit("step: write leg swapped");
                 self.device(n, v).top = Top::Guard { through: true };
                 Ok(true)
             }
-            (
-                Role::Writer,
-                Some(Top::Guard { through: true } | Top::Fenced | Top::Open { read_only: true }),
-            ) => self.swap_open(n, v),
-            (Role::Reader, Some(Top::Fenced)) => {
-                self.device(n, v).top = want(true);
+            Top::Fenced if read_only => {
+                self.device(n, v).map = places(map);
+                self.device(n, v).top = want;
                 Ok(true)
             }
-            (Role::Writer, Some(Top::Open { read_only: false }))
-            | (Role::Reader, Some(Top::Open { .. } | Top::Guard { .. }))
-            | (Role::Guard, Some(_)) => Ok(false),
-            (Role::FenceIfQuiet, Some(Top::Open { .. } | Top::Guard { .. })) => {
-                self.step_fence_if_quiet(n, v, epoch)
+            Top::Guard { through: true } | Top::Fenced => {
+                self.device(n, v).map = places(map);
+                self.swap_open(n, v)
             }
-            (Role::FenceIfQuiet, Some(Top::Fenced) | None) | (Role::Absent, None) => Ok(false),
-            (Role::Absent, Some(Top::Open { .. } | Top::Guard { .. })) => self.fence_device(n, v),
-            (Role::Absent, Some(Top::Fenced)) => {
+        }
+    }
+
+    /// Another table for a top that is open. The suspend waits for what is on its way.
+    fn swap_top(&mut self, n: N, v: V, map: &Map, top: Top, mirrored: bool) -> Checked<bool> {
+        if !self.queue(n, v).is_empty() {
+            return Ok(false);
+        }
+        self.oracle.opened(v, &places(map))?;
+        let d = self.device(n, v);
+        d.map = places(map);
+        d.mirrored = mirrored;
+        d.top = top;
+        self.cov.hit(if mirrored { "step: top put on the mirror" } else { "step: top put past the mirror" });
+        Ok(true)
+    }
+
+    fn step_guard(&mut self, n: N, v: V, map: &Rc<Map>) -> Checked<bool> {
+        let kernel = &self.nodes[n].kernel;
+        match (kernel.devices.contains_key(&v), kernel.mirrors.contains_key(&v)) {
+            (false, true) => self.remove_mirror(n, v),
+            (false, false) => self.set_up(n, v, map, Top::Guard { through: false }),
+            (true, _) => Ok(false),
+        }
+    }
+
+    /// From the top down, but for a mirror: what it holds would keep the top from being swapped.
+    fn step_absent(&mut self, n: N, v: V) -> Checked<bool> {
+        let kernel = &self.nodes[n].kernel;
+        let top = kernel.devices.get(&v).map(|d| d.top);
+        let mirror = kernel.mirrors.get(&v).map(|m| m.table.clone());
+        match (top, mirror) {
+            (_, Some(Table::Mirror)) => self.fence_mirror(n, v),
+            (Some(Top::Open { .. } | Top::Guard { .. }), _) => self.fence_device(n, v),
+            (Some(Top::Fenced), Some(Table::Plain(_))) => self.fence_mirror(n, v),
+            (Some(Top::Fenced), _) => {
                 // EBUSY while a VM has it open.
                 if self.vms.contains_key(&(v, n)) {
                     return Ok(false);
@@ -207,6 +320,8 @@ impl World {
                 self.nodes[n].kernel.devices.remove(&v);
                 Ok(true)
             }
+            (None, Some(_)) => self.remove_mirror(n, v),
+            (None, None) => Ok(false),
         }
     }
 
@@ -215,7 +330,6 @@ impl World {
     }
 
     fn set_up(&mut self, n: N, v: V, map: &Rc<Map>, top: Top) -> Checked<bool> {
-        self.write_label(n, v, map, None);
         let mut spell = self.oracle.spell(v, n).unwrap_or_default();
         if top == (Top::Open { read_only: false }) && spell == 0 {
             return Err(Violation(format!("node {n} opens volume {v} and was never entitled to")));
@@ -224,8 +338,9 @@ impl World {
         if matches!(top, Top::Guard { .. }) && self.oracle.is_entitled(v, n) {
             spell -= 1;
         }
+        self.oracle.opened(v, &places(map))?;
         let device =
-            Device { map: map.clone(), top, spell, queue: vec![], held: vec![], last_write: self.now };
+            Device { map: places(map), mirrored: false, top, spell, held: vec![], last_write: self.now };
         self.nodes[n].kernel.devices.insert(v, device);
         Ok(true)
     }
@@ -242,8 +357,11 @@ impl World {
         let now = self.now;
         let d = self.device(n, v);
         d.top = Top::Open { read_only: false };
+        d.mirrored = false;
         d.spell = spell;
         d.last_write = now;
+        let map = d.map.clone();
+        self.oracle.opened(v, &map)?;
         self.release_held(n, v)?;
         Ok(true)
     }
@@ -258,9 +376,19 @@ impl World {
     }
 
     fn step_fence_if_quiet(&mut self, n: N, v: V, epoch: Epoch) -> Checked<bool> {
-        let now = self.now;
-        let d = self.device(n, v);
-        if now.saturating_sub(d.last_write) < QUIET || !d.queue.is_empty() || !d.held.is_empty() {
+        let kernel = &self.nodes[n].kernel;
+        let mirror = kernel.mirrors.get(&v);
+        let Some(d) = kernel.devices.get(&v) else { return Ok(false) };
+        if d.top == Top::Fenced {
+            return match mirror.is_some_and(|m| m.table != Table::Error) {
+                true => self.fence_mirror(n, v),
+                false => Ok(false),
+            };
+        }
+        let queued = kernel.queues.get(&v).is_some_and(|q| q.iter().any(|q| q.via != Via::Copy));
+        let inside = mirror.is_some_and(|m| !m.held.is_empty() || !m.pairs.is_empty());
+        let recent = self.now.saturating_sub(d.last_write) < QUIET;
+        if recent || queued || inside || !d.held.is_empty() {
             if let Some(p) = &mut self.nodes[n].plugin {
                 p.busy.insert(v, epoch);
             }
@@ -274,13 +402,11 @@ impl World {
     }
 
     /// Swaps the top for `error`. What waits for a lost path is failed first; what a lender is working on is
-    /// waited for.
+    /// waited for. A mirror goes on.
     fn fence_device(&mut self, n: N, v: V) -> Checked<bool> {
-        let queue = self.device(n, v).queue.clone();
-        for q in &queue {
-            if q.sent && self.reaches(n, self.host_of[q.write.disk]) && self.is_in_flight(&q.write) {
-                return Ok(false);
-            }
+        let queue: Vec<Queued> = self.queue(n, v).iter().filter(|q| q.via == Via::Top).copied().collect();
+        if queue.iter().any(|q| self.is_worked_on(q)) {
+            return Ok(false);
         }
         if !queue.is_empty() {
             self.cov.hit("data: queued writes failed by a fence");
@@ -293,11 +419,11 @@ impl World {
             self.failed(&q.write);
         }
         let leaks = self.device(n, v).top == Top::Guard { through: true };
-        self.device(n, v).queue.clear();
+        self.queue(n, v).retain(|q| q.via != Via::Top);
         if leaks {
             // Any suspend releases what is held to the write leg, which is the real map by now.
             self.release_held(n, v)?;
-            for q in std::mem::take(&mut self.device(n, v).queue) {
+            for q in std::mem::take(self.queue(n, v)) {
                 self.failed(&q.write);
             }
         }
@@ -309,34 +435,51 @@ impl World {
         Ok(true)
     }
 
-    fn is_in_flight(&self, w: &Write) -> bool {
+    pub(crate) fn is_in_flight(&self, w: &Write) -> bool {
         let host = &self.nodes[self.host_of[w.disk]];
         host.kernel
             .slices
             .get(&(w.v, w.disk, w.node))
-            .is_some_and(|s| s.inflight.iter().any(|x| x.seq == w.seq))
+            .is_some_and(|s| s.inflight.iter().any(|x| x.io == w.io))
     }
 
-    fn write_label(&mut self, n: N, v: V, map: &Map, disk: Option<D>) {
-        for (d, e) in places(map) {
+    fn write_label(&mut self, n: N, v: V, map: &Map, disk: Option<D>, epoch: Epoch) {
+        for (d, e) in map.runs().flat_map(|r| extents_of(&r)) {
             if self.host_of[d] == n && disk.is_none_or(|x| x == d) {
-                self.nodes[n].label.insert((d, e), v);
+                let at = self.nodes[n].label.entry((d, e)).or_insert((v, epoch));
+                if at.0 != v {
+                    *at = (v, epoch);
+                }
             }
         }
     }
 
     fn step_export(&mut self, n: N, key: (V, D, N), state: ExportState, map: &Rc<Map>) -> Checked<bool> {
-        let fenced = self.nodes[n].kernel.slices.get(&key).map(|s| s.fenced);
+        let slice = self.nodes[n].kernel.slices.get(&key);
+        let fenced = slice.map(|s| s.fenced);
+        let table = slice_table(map, key.1);
+        if state == ExportState::Serving && slice.is_none_or(|s| s.fenced || s.table != table) {
+            self.oracle.mapped(key.0, key.1, table.values().copied())?;
+        }
         match (state, fenced) {
             (ExportState::Serving, None) => {
-                self.write_label(n, key.0, map, Some(key.1));
-                self.nodes[n].kernel.slices.insert(key, Slice::default());
-                self.nodes[n].served.insert(key);
+                self.nodes[n].served.insert(key, table.clone());
+                self.nodes[n].kernel.slices.insert(key, Slice { table, ..Slice::default() });
                 Ok(true)
             }
             (ExportState::Serving, Some(true)) => {
                 self.cov.hit("step: a fenced slice serves again");
                 self.slice(n, key).fenced = false;
+                self.slice(n, key).table = table;
+                Ok(true)
+            }
+            (ExportState::Serving, Some(false)) if slice.is_some_and(|s| s.table != table) => {
+                self.cov.hit("step: a slice got another table");
+                // The suspend waits for what runs.
+                for w in std::mem::take(&mut self.slice(n, key).inflight) {
+                    self.complete(w)?;
+                }
+                self.slice(n, key).table = table;
                 Ok(true)
             }
             (ExportState::Serving, Some(false))
@@ -368,34 +511,59 @@ impl World {
         self.nodes[n].kernel.slices.get_mut(&key).expect("the caller has seen it")
     }
 
-    fn step_wipe(&mut self, n: N, v: V, disk: D, extents: &[usize]) -> Checked<bool> {
+    fn step_wipe(
+        &mut self,
+        n: N,
+        v: V,
+        wipe: u64,
+        disk: D,
+        extents: &[usize],
+        epoch: Epoch,
+    ) -> Checked<bool> {
         let again = self.broken(Mutation::NodeWipesAgain);
         let blind = self.broken(Mutation::DeleteUnderADevice);
         let node = &self.nodes[n];
-        let mapped = !blind
-            && (node.kernel.devices.contains_key(&v)
-                || node.kernel.slices.keys().any(|(x, d, _)| (*x, *d) == (v, disk)));
-        if node.wiped.contains(&(v, disk)) && !again {
+        if node.plugin.as_ref().is_some_and(|p| p.wiped.contains(&wipe)) && !again {
             return Ok(false);
         }
-        let owners: BTreeSet<V> =
-            extents.iter().filter_map(|e| node.label.get(&(disk, *e)).copied()).collect();
-        if owners.iter().any(|o| *o != v) && !again {
+        let other = |e: &usize| node.label.get(&(disk, *e)).is_some_and(|(o, _)| *o != v);
+        let newer = |e: &usize| node.label.get(&(disk, *e)).is_some_and(|(_, since)| *since > epoch);
+        if extents.iter().any(other) && !again {
             self.cov.hit("step: wipe of another volume's extents refused");
             return Ok(false);
         }
-        if mapped {
+        if extents.iter().any(newer) && !again {
+            self.cov.hit("step: wipe of what came since refused");
+            return Ok(false);
+        }
+        if !blind && extents.iter().any(|e| self.is_mapped(n, v, (disk, *e))) {
             self.cov.hit("step: wipe refused while mapped");
             return Ok(false);
         }
-        let deleting = self.store.is_deleting(v);
         for e in extents {
-            self.oracle.zeroed(v, disk, *e, deleting)?;
+            self.oracle.zeroed(v, disk, *e)?;
+            self.nobody_writes((disk, *e))?;
             self.nodes[n].label.remove(&(disk, *e));
         }
-        self.nodes[n].wiped.insert((v, disk));
+        self.nodes[n].was_wiped.insert(disk);
+        if let Some(p) = &mut self.nodes[n].plugin {
+            p.wiped.insert(wipe);
+        }
         self.cov.hit("step: wiped");
         Ok(!again)
+    }
+
+    /// Whether a table of this node's kernel has a place of its own disks. A slice of the volume that is fenced and on
+    /// its way out counts too: it is to be gone before anybody forgets it.
+    fn is_mapped(&self, n: N, v: V, p: (D, usize)) -> bool {
+        let kernel = &self.nodes[n].kernel;
+        let device = kernel.devices.get(&v).filter(|d| d.top != Top::Fenced);
+        let mirror = kernel.mirrors.get(&v);
+        let covered = |e| mirror.is_some_and(|m| m.covers(e)) && device.is_some_and(|d| d.mirrored);
+        let slices = kernel.slices.iter().filter(|(k, _)| (k.0, k.1) == (v, p.0));
+        device.is_some_and(|d| (0..d.map.len()).any(|e| d.map[e] == p && !covered(e)))
+            || mirror.is_some_and(|m| m.maps(p))
+            || slices.into_iter().any(|(_, s)| s.fenced || s.table.values().any(|e| *e == p.1))
     }
 
     /// What the plugin of `n` sees of an object for which it has a goal.
@@ -403,9 +571,14 @@ impl World {
         let node = &self.nodes[n];
         let plugin = node.plugin.as_ref()?;
         match plugin.goals.get(&object)? {
-            Goal::Attachment { v, epoch, role, .. } => {
+            Goal::Attachment { v, epoch, role, map, .. } => {
                 let d = node.kernel.devices.get(v);
+                let mirror = node.kernel.mirrors.get(v);
                 let mut state = match d.map(|d| d.top) {
+                    None | Some(Top::Fenced) if mirror.is_some_and(|m| m.table != Table::Error) => {
+                        AttachmentSeen::Open
+                    }
+                    None if mirror.is_some() => AttachmentSeen::Fenced,
                     None => AttachmentSeen::Absent,
                     Some(Top::Fenced) => AttachmentSeen::Fenced,
                     Some(Top::Guard { .. }) => {
@@ -418,7 +591,8 @@ impl World {
                 }
                 let stands = matches!(state, AttachmentSeen::Open | AttachmentSeen::Guarded { .. });
                 let busy = plugin.busy.get(v) == Some(epoch) && stands;
-                Some(Seen::Attachment { v: *v, epoch: *epoch, state, busy })
+                let mirror = self.see_mirror(n, *v, Spared::of(map).filter(|s| s.filling).as_ref());
+                Some(Seen::Attachment { v: *v, epoch: *epoch, state, busy, mirror })
             }
             Goal::Export { v, disk, consumer, epoch, .. } => {
                 let state = match node.kernel.slices.get(&(*v, *disk, *consumer)).map(|s| s.fenced) {
@@ -428,9 +602,32 @@ impl World {
                 };
                 Some(Seen::Export { v: *v, disk: *disk, consumer: *consumer, epoch: *epoch, state })
             }
-            Goal::Wipe { v, disk, .. } => {
-                node.wiped.contains(&(*v, *disk)).then_some(Seen::Wiped { v: *v, disk: *disk })
+            Goal::Wipe { v, wipe, .. } => {
+                plugin.wiped.contains(wipe).then_some(Seen::Wiped { v: *v, wipe: *wipe })
             }
         }
     }
+}
+
+/// Where a disk has which extents of a volume.
+fn slice_table(map: &Map, disk: D) -> BTreeMap<usize, usize> {
+    let mut out = BTreeMap::new();
+    for s in &map.0 {
+        for l in s.places().filter(|l| disk_number(l.disk) == disk) {
+            for i in 0..s.count.get() {
+                out.insert((s.start.get() + i) as usize, (l.first.get() + i) as usize);
+            }
+        }
+    }
+    out
+}
+
+/// The goal to obey. Under one epoch leave to start a mirror is not taken back.
+fn later(known: Option<&Goal>, mut new: Goal) -> Goal {
+    if let (Some(Goal::Attachment { epoch: a, start: true, .. }), Goal::Attachment { epoch: b, start, .. }) =
+        (known, &mut new)
+    {
+        *start |= a == b;
+    }
+    new
 }

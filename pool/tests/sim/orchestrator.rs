@@ -16,7 +16,10 @@ impl World {
         let all: Vec<V> = self.store.records.keys().copied().collect();
         let Some(v) = self.rng.pick(&all) else { return Ok(()) };
         let n = self.rng.below(self.nodes.len());
-        match self.rng.weighted(&[6, 24, 12, 20, 3, 2, 10, 6, 2]) {
+        // Where moves matter, volumes stay where they are for the most part.
+        let weights =
+            if self.moves { [20, 40, 1, 4, 1, 1, 14, 6, 1] } else { [6, 24, 12, 20, 3, 2, 10, 6, 2] };
+        match self.rng.weighted(&weights) {
             0 => self.ask(v, n),
             1 => {
                 self.launch(v);
@@ -60,7 +63,7 @@ impl World {
             (0..self.nodes.len()).filter(|n| self.nodes[*n].kernel.devices.contains_key(&v)).collect();
         let Some(n) = self.rng.pick(&with) else { return };
         let Some(d) = self.nodes[n].kernel.devices.get(&v) else { return };
-        if d.top == Top::Fenced || self.vms.contains_key(&(v, n)) {
+        if d.top == Top::Fenced || self.vms.contains_key(&(v, n)) || self.is_kept_up(v) {
             return;
         }
         let read_only = d.top == Top::Open { read_only: true };
@@ -71,6 +74,11 @@ impl World {
             self.cov.hit("vm: runs twice");
         }
         self.vms.insert((v, n), Vm { active: !read_only && (alone || multi || both), waits: vec![] });
+    }
+
+    /// Nobody has been given the volume: there is no device for a VM, though its node has one.
+    fn is_kept_up(&self, v: V) -> bool {
+        self.store.records.get(&v).is_some_and(|r| r.record.vol.access.upkeeper().is_some())
     }
 
     fn runs_somewhere(&self, v: V) -> bool {
@@ -162,7 +170,7 @@ impl World {
         let now = self.now;
         let Some(ctl) = self.controllers.get(&c) else { return Ok(()) };
         let Some(r) = ctl.records.get(&v) else { return Ok(()) };
-        let dead = r.record.access.holders().iter().any(|h| !ctl.alive(crate::types::number_of(h), now));
+        let dead = r.record.vol.access.holders().iter().any(|h| !ctl.alive(crate::types::number_of(h), now));
         if dead {
             return self.attach(c, v, n, WRITER).map(|_| ());
         }

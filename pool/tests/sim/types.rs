@@ -6,7 +6,8 @@ use std::{collections::BTreeMap, rc::Rc};
 use pool::{
     goals::{ExportState, Role},
     ids::{DiskId, Epoch, NodeName, Term},
-    volume::Map,
+    moving::Mirror,
+    volume::{Map, Run},
 };
 
 /// A volume; never used again.
@@ -58,12 +59,57 @@ pub(crate) fn places(map: &Map) -> Vec<(D, usize)> {
         .collect()
 }
 
+/// The extents of a run.
+pub(crate) fn extents_of(r: &Run) -> impl Iterator<Item = (D, usize)> + use<> {
+    let d = disk_number(r.disk);
+    (r.first.get()..r.end().get()).map(move |e| (d, e as usize))
+}
+
+/// The extents of a map that have a second place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Spared {
+    /// First logical extent.
+    pub(crate) first: usize,
+    /// The leg's place, and the spare's.
+    pub(crate) sides: [Vec<(D, usize)>; 2],
+    pub(crate) filling: bool,
+}
+
+impl Spared {
+    pub(crate) fn of(map: &Map) -> Option<Self> {
+        let (s, p) = map.spare()?;
+        let side = |disk, first| extents_of(&Run { disk, first, count: s.count }).collect::<Vec<_>>();
+        let sides = [side(s.legs[0].disk, s.legs[0].first), side(p.place.disk, p.place.first)];
+        Some(Self { first: s.start.get() as usize, sides, filling: p.filling })
+    }
+}
+
 /// A goal as it travels.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Goal {
-    Attachment { v: V, epoch: Epoch, role: Role, map: Rc<Map> },
-    Export { v: V, disk: D, consumer: N, epoch: Epoch, state: ExportState, map: Rc<Map> },
-    Wipe { v: V, disk: D, extents: Vec<usize> },
+    /// `start`: a mirror that the map asks for may be made, not only kept.
+    Attachment {
+        v: V,
+        epoch: Epoch,
+        role: Role,
+        map: Rc<Map>,
+        start: bool,
+    },
+    Export {
+        v: V,
+        disk: D,
+        consumer: N,
+        epoch: Epoch,
+        state: ExportState,
+        map: Rc<Map>,
+    },
+    Wipe {
+        v: V,
+        wipe: u64,
+        disk: D,
+        extents: Vec<usize>,
+        epoch: Epoch,
+    },
 }
 
 /// Goals under a term.
@@ -93,9 +139,9 @@ pub(crate) enum ExportSeen {
 /// What a node says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
-    Attachment { v: V, epoch: Epoch, state: AttachmentSeen, busy: bool },
+    Attachment { v: V, epoch: Epoch, state: AttachmentSeen, busy: bool, mirror: Mirror },
     Export { v: V, disk: D, consumer: N, epoch: Epoch, state: ExportSeen },
-    Wiped { v: V, disk: D },
+    Wiped { v: V, wipe: u64 },
 }
 
 /// A rule broken on purpose, to show that the oracle notices.
@@ -133,10 +179,26 @@ pub(crate) enum Mutation {
     FreeBeforeWipe,
     /// The store looks at versions only, and goals are sent about records that were only read.
     RecordsNotAdopted,
+    /// A move switches although not everything is copied.
+    SwitchBeforeWhole,
+    /// What a node said of its mirror counts after it has come back.
+    OldWordsOnMirrors,
+    /// Goals are sent while the record that switches is being written.
+    GoalsWhileSwitching,
+    /// A spare is given up before its node says that the mirror is gone.
+    SpareGivenUpEarly,
+    /// A mirror acknowledges a write that one side has.
+    MirrorAnswersEarly,
+    /// A spare is filled on after others have come into play.
+    SpareFilledForMany,
+    /// The spare that is being given up is wiped before the move has ended.
+    WipeBeforeEnd,
+    /// A mirror copies before the volume writes through it.
+    MirrorBeforeTop,
 }
 
 impl Mutation {
-    pub(crate) const ALL: [Mutation; 15] = [
+    pub(crate) const ALL: [Mutation; 23] = [
         Mutation::NodeIgnoresEpochs,
         Mutation::NodeIgnoresTerms,
         Mutation::NodeExportsAtBoot,
@@ -152,6 +214,14 @@ impl Mutation {
         Mutation::DeleteUnderADevice,
         Mutation::FreeBeforeWipe,
         Mutation::RecordsNotAdopted,
+        Mutation::SwitchBeforeWhole,
+        Mutation::OldWordsOnMirrors,
+        Mutation::GoalsWhileSwitching,
+        Mutation::SpareGivenUpEarly,
+        Mutation::MirrorAnswersEarly,
+        Mutation::SpareFilledForMany,
+        Mutation::WipeBeforeEnd,
+        Mutation::MirrorBeforeTop,
     ];
 }
 

@@ -13,12 +13,12 @@ use pool::{
 use crate::{
     controller::{Controller, Store},
     data::Vm,
-    node::{Kernel, Node, Object, Plugin},
+    node::{Kernel, Node, Object, Plugin, Slice},
     oracle::Oracle,
     rng::Rng,
     types::{
-        Checked, Coverage, D, DISK_EXTENTS, Goals, Mutation, N, Seen, V, disk_id, disk_number, name_of,
-        places,
+        Checked, Coverage, D, DISK_EXTENTS, Goals, Mutation, N, Seen, V, disk_id, disk_number, extents_of,
+        name_of, places,
     },
 };
 
@@ -33,6 +33,7 @@ pub(crate) struct Config {
 
 /// A session between a node and a controller.
 pub(crate) struct Session {
+    pub(crate) id: u64,
     pub(crate) controller: u64,
     to_node: VecDeque<Goals>,
     to_controller: VecDeque<Vec<Seen>>,
@@ -61,9 +62,14 @@ pub(crate) struct World {
     pub(crate) chaotic: bool,
     /// How often faults come, against all else: some worlds are calm enough for long stories.
     faults: u32,
+    /// Access changes seldom, and much is written: some worlds are for moves.
+    pub(crate) moves: bool,
     pub(crate) vms: BTreeMap<(V, N), Vm>,
     pub(crate) next_volume: V,
     pub(crate) seq: u64,
+    pub(crate) ios: u64,
+    pub(crate) wipes: u64,
+    session_ids: u64,
 }
 
 impl World {
@@ -94,10 +100,14 @@ impl World {
             controllers: BTreeMap::new(),
             sessions: (0..nodes).map(|_| None).collect(),
             late: vec![],
+            moves: cfg.seed % 5 < 2,
             faults: [1, 4, 12, 30][cfg.seed as usize % 4],
             vms: BTreeMap::new(),
             next_volume: 0,
             seq: 0,
+            ios: 0,
+            wipes: 0,
+            session_ids: 0,
         };
         w.elect();
         w
@@ -140,7 +150,12 @@ impl World {
         self.heartbeats();
         let n = self.rng.below(self.nodes.len());
         let f = self.faults;
-        match self.rng.weighted(&[360, 140, 140, 180, 80, 160, 160, 180, 120, 60, 200, f, 50, 20, 10, 4]) {
+        let weights = if self.moves {
+            [400, 180, 180, 220, 60, 200, 400, 360, 240, 90, 70, f, 60, 20, 10, 1, 70, 50, 4, 6]
+        } else {
+            [360, 140, 140, 180, 80, 160, 160, 180, 120, 60, 200, f, 50, 20, 10, 4, 80, 60, 8, 12]
+        };
+        match self.rng.weighted(&weights) {
             0 => self.some_plugin_step(n),
             1 => self.deliver_to_node(n),
             2 => self.deliver_to_controller(n),
@@ -171,6 +186,13 @@ impl World {
                 self.duplicate(n);
                 Ok(())
             }
+            16 => self.some_move(),
+            17 => self.some_copy(n),
+            18 => self.land_some_write(),
+            19 => {
+                self.learn_some_outcome();
+                Ok(())
+            }
             _ => self.come_and_go(),
         }
     }
@@ -188,7 +210,9 @@ impl World {
 
     fn some_plugin_step(&mut self, n: N) -> Checked {
         let Some(p) = &self.nodes[n].plugin else { return Ok(()) };
-        let objects: Vec<Object> = p.goals.keys().copied().collect();
+        let tops = self.moves && self.rng.one_in(2);
+        let wanted = |o: &Object| !tops || matches!(o, Object::Attachment(_));
+        let objects: Vec<Object> = p.goals.keys().copied().filter(wanted).collect();
         let Some(o) = self.rng.pick(&objects) else { return Ok(()) };
         if self.plugin_step(n, o)? {
             self.say(|| format!("n{n} step {o:?}, sees {:?}", self.see(n, o)));
@@ -211,8 +235,8 @@ impl World {
         if let Some(s) = &mut self.sessions[n]
             && let Some(said) = s.to_controller.pop_front()
         {
-            let c = s.controller;
-            self.hear(c, n, &said)?;
+            let (c, id) = (s.controller, s.id);
+            self.hear(c, n, Some(id), &said)?;
         }
         Ok(())
     }
@@ -239,8 +263,17 @@ impl World {
         let all: Vec<V> = self.controllers[&c].records.keys().copied().collect();
         if let Some(v) = self.rng.pick(&all) {
             self.event(c, v, &pool::access::Event::Review)?;
+            self.wiped(c, v)?;
         }
         Ok(())
+    }
+
+    fn some_copy(&mut self, n: N) -> Checked {
+        let all: Vec<V> = self.nodes[n].kernel.mirrors.keys().copied().collect();
+        match self.rng.pick(&all) {
+            Some(v) => self.copy_step(n, v),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn some_send(&mut self, n: N) -> Checked {
@@ -257,6 +290,7 @@ impl World {
     fn some_write(&mut self) -> Checked {
         let vms: Vec<(V, N)> = self.vms.iter().filter(|(_, vm)| vm.active).map(|(k, _)| *k).collect();
         match self.rng.pick(&vms) {
+            Some((v, n)) if self.rng.one_in(4) => self.vm_reads(v, n),
             Some((v, n)) => self.vm_writes(v, n),
             None => Ok(()),
         }
@@ -271,8 +305,8 @@ impl World {
     }
 
     pub(crate) fn queued(&self, n: N) -> Vec<(V, usize)> {
-        let devices = &self.nodes[n].kernel.devices;
-        devices.iter().flat_map(|(v, d)| (0..d.queue.len()).map(|i| (*v, i))).collect()
+        let queues = &self.nodes[n].kernel.queues;
+        queues.iter().flat_map(|(v, q)| (0..q.len()).map(|i| (*v, i))).collect()
     }
 
     pub(crate) fn in_flight(&self, n: N) -> Vec<(V, D, N)> {
@@ -300,7 +334,10 @@ impl World {
             return;
         }
         let all: Vec<u64> = self.controllers.keys().copied().collect();
-        let Some(c) = self.rng.pick(&all) else { return };
+        let Some(mut c) = self.rng.pick(&all) else { return };
+        if self.moves && !self.rng.one_in(4) {
+            c = self.active().unwrap_or(c);
+        }
         if self.nodes[n].term.get() > c && !self.broken(Mutation::NodeIgnoresTerms) {
             self.cov.hit("node: session with a deposed controller refused");
             return;
@@ -312,11 +349,14 @@ impl World {
             p.reported.clear();
         }
         let now = self.now;
+        self.session_ids += 1;
+        let id = self.session_ids;
+        let remembers = self.broken(Mutation::OldWordsOnMirrors);
         if let Some(ctl) = self.controllers.get_mut(&c) {
-            ctl.forget_sent(n);
+            ctl.meet(n, id, remembers);
             ctl.heard[n] = now;
         }
-        let session = Session { controller: c, to_node: VecDeque::new(), to_controller: VecDeque::new() };
+        let session = Session { id, controller: c, to_node: VecDeque::new(), to_controller: VecDeque::new() };
         self.sessions[n] = Some(session);
     }
 
@@ -355,7 +395,7 @@ impl World {
                 if self.controllers.contains_key(&controller) {
                     self.cov.hit("session: late observations");
                     self.say(|| format!("late at c{controller}: n{node} {said:?}"));
-                    self.hear(controller, node, &said)?;
+                    self.hear(controller, node, None, &said)?;
                 }
                 Ok(())
             }
@@ -376,7 +416,24 @@ impl World {
     // ------------------------------------------------------------ faults
 
     fn fault(&mut self, n: N) {
+        let n = if self.rng.one_in(2) { self.some_mover().unwrap_or(n) } else { n };
+        if !self.store.flights.is_empty()
+            && self.rng.one_in(3)
+            && let Some(c) = self.active()
+        {
+            self.cov.hit("fault: controller crashed while a switch was being written");
+            self.end_controller(c);
+            return;
+        }
         self.say(|| format!("fault at n{n}"));
+        if self.rng.one_in(2)
+            && let Some(n) = self.some_whole()
+        {
+            self.cov.hit("fault: node down whose mirror is whole");
+            self.power_off(n);
+            self.power_on(n);
+            return;
+        }
         match self.rng.below(9) {
             0 | 1 => self.crash_plugin(n),
             2 => self.power_off(n),
@@ -459,7 +516,11 @@ impl World {
         node.incarnation += 1;
         node.kernel = Kernel { lost: (0..self.names.len()).collect(), ..Kernel::default() };
         if self.cfg.mutation == Mutation::NodeExportsAtBoot {
-            node.kernel.slices = node.served.iter().map(|k| (*k, Default::default())).collect();
+            node.kernel.slices = node
+                .served
+                .iter()
+                .map(|(k, t)| (*k, Slice { table: t.clone(), ..Slice::default() }))
+                .collect();
         }
         self.vms.retain(|(_, x), _| *x != n);
     }
@@ -472,11 +533,15 @@ impl World {
 
     // ------------------------------------------------------------ volumes
 
-    /// Makes a volume of two to four extents anywhere on free ones.
+    /// Makes a volume of two to eight extents anywhere on free ones.
     pub(crate) fn new_volume(&mut self) -> Checked {
         let Some(c) = self.active() else { return Ok(()) };
-        let owned: Vec<(D, usize)> =
-            self.controllers[&c].records.values().flat_map(|r| places(&r.record.map)).collect();
+        if !self.may_allocate(c)? {
+            return Ok(());
+        }
+        let mine = self.controllers[&c].records.values();
+        let runs = mine.flat_map(|r| r.record.vol.runs().collect::<Vec<_>>());
+        let owned: Vec<(D, usize)> = runs.flat_map(|r| extents_of(&r)).collect();
         let mut map = Map::default();
         for _ in 0..2 + self.rng.below(3) {
             let d = self.rng.below(self.host_of.len());
@@ -484,9 +549,10 @@ impl World {
                 .filter(|e| !owned.contains(&(d, *e)) && !places(&map).contains(&(d, *e)))
                 .collect();
             let Some(e) = free.first() else { continue };
+            let count = if free.contains(&(e + 1)) { 1 + self.rng.below(2) as u64 } else { 1 };
             map.push(Segment {
                 start: map.extents(),
-                count: Extents::new(1),
+                count: Extents::new(count),
                 legs: vec![Leg { disk: disk_id(d), first: Extents::new(*e as u64) }],
                 stripe: None,
                 spare: None,
@@ -495,10 +561,8 @@ impl World {
         if map.0.is_empty() {
             return Ok(());
         }
-        let reused = map
-            .disks()
-            .into_iter()
-            .any(|d| self.nodes.iter().any(|n| n.wiped.iter().any(|(_, x)| *x == disk_number(d))));
+        let reused =
+            map.disks().into_iter().any(|d| self.nodes.iter().any(|n| n.was_wiped.contains(&disk_number(d))));
         if reused {
             self.cov.hit("volume: made on a disk with wiped extents");
         }
