@@ -136,14 +136,17 @@ pub fn plan_goals(v: &View<'_>) -> Goals {
     g
 }
 
-/// Has slices taken away that nobody needs any more, since a move has left their disk: a wipe waits for that.
+/// Has slices taken away that nobody needs any more, since a move has left their disk: a wipe waits for that. What is
+/// said of the slices of those who are on the way out is said elsewhere, also of a source that is being fenced.
 fn abandon(v: &View<'_>, g: &mut Goals) {
-    let (holders, disks) = (v.access.holders(), v.map.disks());
+    let (everyone, disks) = (v.access.everyone(), v.map.disks());
     for r in v.retired {
         for node in &r.consumers {
-            let holds = disks.contains(&r.disk) && holders.contains(node);
-            let leaves = v.access.leaving.get(node).is_some_and(|l| l.disks.contains(&r.disk));
-            if !holds && !leaves {
+            let spoken_of = match v.access.leaving.get(node) {
+                Some(l) => l.disks.contains(&r.disk),
+                None => disks.contains(&r.disk) && everyone.contains(node),
+            };
+            if !spoken_of {
                 export(v, node, std::iter::once(r.disk), ExportState::Absent, g);
             }
         }

@@ -159,3 +159,27 @@ fn a_slice_on_a_disk_that_the_map_has_left_is_taken_down() {
         assert_eq!((e.disk, &e.consumer, e.state), (left, &node("a"), ExportState::Absent));
     }
 }
+
+#[test]
+fn the_slices_of_a_source_that_is_cut_over_are_not_taken_away_for_a_wipe() {
+    let (source, target) = (node("b"), node("a"));
+    let retired = [Retired {
+        wipe: 1,
+        disk: map().disks().into_iter().find(|d| disks()[d] != source).expect("a disk of another node"),
+        runs: vec![Stretch { first: Extents::new(9), count: Extents::new(1) }],
+        consumers: [source.clone()].into(),
+        epoch: Epoch::new(4),
+    }];
+    let since = Epoch::new(5);
+    let access = Access::CuttingOver { source: source.clone(), target, source_left: true, since };
+    let s = AccessState { epoch: since, access, leaving: BTreeMap::new() };
+    let goals = plan_goals(&View {
+        access: &s,
+        map: &map(),
+        retired: &retired,
+        disks: &disks(),
+        confirmed: &Confirmations::default(),
+        patient: &|_| true,
+    });
+    assert!(goals.exports.iter().all(|e| e.consumer != source), "it has time to go by itself: {goals:?}");
+}
