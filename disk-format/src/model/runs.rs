@@ -8,7 +8,7 @@ use pool::{
     units::Extents,
 };
 
-use super::{GeometryError, Label, RunEntry, VolumeEntry, VolumeSummary};
+use super::{GeometryError, Label, RunEntry, RunState, VolumeEntry, VolumeSummary};
 use crate::{layout, record};
 
 /// Why a volume's summary cannot be recorded.
@@ -209,6 +209,33 @@ impl Label {
         Ok(true)
     }
 
+    /// Records that `runs` are all that the map of `volume` has on this disk, by an epoch not older than the label's. As
+    /// [`Label::add_runs`], but what the label has of the volume elsewhere waits to be wiped from now on, and keeps
+    /// the epoch at which it was the volume's last; and a part of a run takes another state.
+    pub fn set_runs(
+        &mut self,
+        volume: VolumeId,
+        summary: &VolumeSummary,
+        runs: &[RunEntry],
+    ) -> Result<bool, AddRunsError> {
+        let mut next = self.clone();
+        if let Some(e) = next.volumes.get_mut(&volume) {
+            let old = std::mem::take(&mut e.runs);
+            e.runs = old.values().flat_map(|r| cut(r, runs)).map(|r| (r.first, r)).collect();
+        }
+        next.add_runs(volume, summary, runs)?;
+        let changed = next.volumes != self.volumes;
+        self.volumes = next.volumes;
+        Ok(changed)
+    }
+
+    /// Takes note that `volume` has had `epoch`, if it has runs here: nothing older is recorded any more.
+    pub fn raise_epoch(&mut self, volume: VolumeId, epoch: Epoch) {
+        if let Some(e) = self.volumes.get_mut(&volume) {
+            e.summary.epoch = e.summary.epoch.max(epoch);
+        }
+    }
+
     /// A copy of the label to which runs were added; see [`Label::add_runs`].
     pub fn with_runs_added(
         &self,
@@ -304,6 +331,46 @@ impl Label {
             last = Some((v, r));
         }
         Ok(())
+    }
+}
+
+/// What is left of a run beside newer ones: outside of them it is given up, inside it makes room for another state.
+fn cut(old: &RunEntry, newer: &[RunEntry]) -> Vec<RunEntry> {
+    let mut met: Vec<&RunEntry> = newer.iter().filter(|r| r.first < old.end() && old.first < r.end()).collect();
+    met.sort_by_key(|r| r.first);
+    if old.stripe.is_some() || met.is_empty() {
+        let makes_room = met.iter().any(|r| makes_room(old, r));
+        let state = if met.is_empty() { RunState::Retired } else { old.state };
+        return if makes_room { vec![] } else { vec![RunEntry { state, ..*old }] };
+    }
+    let part = |from: Extents, to: Extents, state| {
+        let start = old.start.plus(from.minus(old.first));
+        RunEntry { start, first: from, count: to.minus(from), state, ..*old }
+    };
+    let (mut out, mut at) = (vec![], old.first);
+    for r in met {
+        let (from, to) = (r.first.max(at), r.end().min(old.end()));
+        if at < from {
+            out.push(part(at, from, RunState::Retired));
+        }
+        if from < to && !makes_room(old, r) {
+            out.push(part(from, to, old.state));
+        }
+        at = at.max(to);
+    }
+    if at < old.end() {
+        out.push(part(at, old.end(), RunState::Retired));
+    }
+    out
+}
+
+/// Whether a run gives way to one with another state. One that waits to be wiped does not come back before that.
+fn makes_room(old: &RunEntry, new: &RunEntry) -> bool {
+    let skew = |r: &RunEntry| i128::from(r.start.get()) - i128::from(r.first.get());
+    match (old.state, new.state) {
+        (_, RunState::Retired) => true,
+        (RunState::Filling, RunState::Live) => skew(old) == skew(new),
+        (RunState::Live | RunState::Retired, RunState::Live) | (_, RunState::Filling) => false,
     }
 }
 

@@ -53,6 +53,44 @@ fn the_same_again_changes_nothing_and_a_grown_run_becomes_one() {
 }
 
 #[test]
+fn what_a_newer_map_has_no_more_waits_to_be_wiped_and_keeps_its_epoch() {
+    let mut l = empty_disk().label().clone();
+    let at = |epoch, r: RunEntry| RunEntry { epoch: Epoch::new(epoch), ..r };
+    let state = |state, r: RunEntry| RunEntry { state, ..r };
+    let said = |l: &disk_format::Label| {
+        let said = l.runs_of(volume(1)).map(|r| (r.first.get(), r.count.get(), r.state, r.epoch.get()));
+        said.collect::<Vec<_>>()
+    };
+    use RunState::{Filling, Live, Retired};
+    assert_eq!(l.set_runs(volume(1), &summary(3), &[at(3, run(0, 10, 8))]), Ok(true));
+    // Its ends have moved away; nobody told this disk of the moves. Then the volume grew.
+    assert_eq!(l.set_runs(volume(1), &summary(9), &[at(9, run(2, 12, 4)), at(9, run(8, 18, 2))]), Ok(true));
+    let now = [(10, 2, Retired, 3), (12, 4, Live, 9), (16, 2, Retired, 3), (18, 2, Live, 9)];
+    assert_eq!(said(&l), now);
+    assert_eq!(l.set_runs(volume(1), &summary(9), &[at(9, run(2, 12, 4)), at(9, run(8, 18, 2))]), Ok(false));
+    // What waits to be wiped does not come back before that.
+    assert!(l.set_runs(volume(1), &summary(10), &[at(10, run(2, 12, 6))]).is_err());
+    assert_eq!(said(&l), now);
+    for first in [10, 16] {
+        l.remove_runs(volume(1), Extents::new(first), Extents::new(2)).unwrap();
+    }
+    assert_eq!(l.set_runs(volume(1), &summary(11), &[at(11, run(2, 12, 8))]), Ok(true));
+    assert_eq!(said(&l), [(12, 8, Live, 11)]);
+    // A place that was filled and is live by now, as part of a longer run.
+    let filling = state(Filling, at(12, run(10, 20, 2)));
+    l.set_runs(volume(1), &summary(12), &[at(12, run(2, 12, 8)), filling]).unwrap();
+    l.set_runs(volume(1), &summary(14), &[at(14, run(2, 12, 10))]).unwrap();
+    assert_eq!(said(&l), [(12, 10, Live, 14)]);
+    // A part that is given up.
+    let left = state(Retired, at(15, run(2, 12, 3)));
+    l.set_runs(volume(1), &summary(15), &[at(15, run(5, 15, 7)), left]).unwrap();
+    assert_eq!(said(&l), [(12, 3, Retired, 15), (15, 7, Live, 15)]);
+    assert_eq!(l.check(), Ok(()));
+    l.raise_epoch(volume(1), Epoch::new(20));
+    assert!(matches!(l.set_runs(volume(1), &summary(19), &[]), Err(AddRunsError::StaleEpoch { .. })));
+}
+
+#[test]
 fn runs_that_make_no_sense_are_refused() {
     let mut l = empty_disk().label().clone();
     let end = l.identity().geometry.extents.get();
