@@ -10,6 +10,7 @@ use kernel::{DevNo, block::BlockDevice};
 use node_plugin::{
     agent::{Agent, real::Kernel},
     disks_api::{DataArea, DiskOrder, Disks, RecordError, RunRecord, disk_link},
+    retirements::Retirements,
     session::{Session, SessionConfig},
 };
 use pool::{ids::DiskId, units::Sectors};
@@ -21,6 +22,7 @@ type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 struct Bare {
     areas: BTreeMap<DiskId, DataArea>,
     changes: watch::Sender<u64>,
+    retirements: Arc<Retirements>,
 }
 
 #[async_trait]
@@ -31,6 +33,10 @@ impl Disks for Bare {
 
     async fn record_runs(&self, record: RunRecord) -> Result<(), RecordError> {
         self.areas.get(&record.disk).map(drop).ok_or(RecordError::NotServing(record.disk))
+    }
+
+    fn retirements(&self) -> Arc<Retirements> {
+        self.retirements.clone()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -60,7 +66,7 @@ async fn main() -> Fallible<()> {
     }
     let (node, storage) = (node.parse()?, storage.parse()?);
     let kernel = Arc::new(Kernel::open(&node, storage)?);
-    let disks = Arc::new(Bare { areas, changes: watch::Sender::new(0) });
+    let disks = Arc::new(Bare { areas, changes: watch::Sender::new(0), retirements: Arc::default() });
     let agent = Agent::start(node.clone(), kernel, disks).await?;
     let (link, mut room) = disk_link();
     let config = SessionConfig {

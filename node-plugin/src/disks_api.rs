@@ -1,9 +1,10 @@
 //! The seam between the two halves of the node plugin: the agent (session, exports, attachments) and the room that
 //! owns the disks (inventory, claim, label, wipes). Neither knows how the other works.
 //!
-//! Invariant: a run is on the label of its disk, durably, before any table maps it ([`Disks::record_runs`]).
+//! Invariants: a run is on the label of its disk, durably, before any table maps it ([`Disks::record_runs`]); nothing is
+//! recorded or served by a goal that is older than a wipe ([`Disks::retirements`]).
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use async_trait::async_trait;
 use csi_proto::node as proto;
@@ -14,6 +15,8 @@ use pool::{
     volume::Map,
 };
 use tokio::sync::{mpsc, watch};
+
+use crate::retirements::{Overtaken, Retirements};
 
 /// Where the extents of a serving disk lie on this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +64,9 @@ pub enum RecordError {
         /// Why.
         why: String,
     },
+    /// A wipe has overtaken the goal.
+    #[error(transparent)]
+    Overtaken(#[from] Overtaken),
     /// Writing failed; the label may or may not have them.
     #[error("label of disk {disk}: {source}")]
     Io {
@@ -81,6 +87,9 @@ pub trait Disks: Send + Sync + 'static {
     /// Makes durable that the runs of `record.map` on `record.disk` belong to the volume. Returns at once, without
     /// writing, when the label says so already. Must not block the async threads.
     async fn record_runs(&self, record: RunRecord) -> Result<(), RecordError>;
+
+    /// Which goals wipes have overtaken.
+    fn retirements(&self) -> Arc<Retirements>;
 
     /// Changes its value whenever a data area comes, goes or moves.
     fn changes(&self) -> watch::Receiver<u64>;

@@ -9,6 +9,7 @@ pub mod disks_api;
 pub mod flow;
 pub mod kubelet;
 mod metrics;
+pub mod retirements;
 pub mod serve;
 pub mod session;
 pub mod volumes_api;

@@ -527,7 +527,7 @@ impl Engine {
         let goal = Goal::Disk { epoch: r.epoch, role, device_id: r.device_id, pool, extent_size };
         self.node_mut(&node).tell(GoalKey::Disk(id), goal);
         if let Some(f) = r.fresh {
-            let goal = Goal::Wipe { volume: None, runs: f.runs, extent_size };
+            let goal = Goal::Wipe { volume: None, runs: f.runs, extent_size, epoch: f.epoch };
             let n = self.node_mut(&node);
             n.untell_fresh(id, f.wipe);
             n.tell(GoalKey::Wipe(id, f.wipe), goal);

@@ -312,7 +312,9 @@ impl Engine {
                     }
                 }
             }
-            if !w.done && !w.reason.is_empty() {
+            if w.refused {
+                tracing::error!(k8s_node = %name, disk = %w.disk, wipe = w.wipe, why = w.reason, "a wipe is refused: its extents stay set aside");
+            } else if !w.done && !w.reason.is_empty() {
                 tracing::warn!(k8s_node = %name, disk = %w.disk, wipe = w.wipe, why = w.reason, "a wipe does not go on");
             }
         }

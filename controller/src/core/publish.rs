@@ -132,7 +132,7 @@ impl Engine {
         for r in &v.record.retired {
             let Some(host) = disks.get(&r.disk) else { continue };
             let extent_size = v.record.extent_size;
-            let goal = Goal::Wipe { volume: Some(id), runs: r.runs.clone(), extent_size };
+            let goal = Goal::Wipe { volume: Some(id), runs: r.runs.clone(), extent_size, epoch: r.epoch };
             told.insert((host.clone(), GoalKey::Wipe(r.disk, r.wipe)), goal);
         }
         told

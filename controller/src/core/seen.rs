@@ -163,6 +163,8 @@ pub struct WipeSeen {
     pub wipe: u64,
     /// Whether it is done.
     pub done: bool,
+    /// Whether it will not be done as it was asked for.
+    pub refused: bool,
     /// Why it does not go on.
     pub reason: String,
 }

@@ -91,6 +91,8 @@ pub enum Goal {
         runs: Vec<Stretch>,
         /// Bytes of an extent.
         extent_size: ExtentSize,
+        /// Epoch of the volume's record that gave them up.
+        epoch: Epoch,
     },
     /// For an export.
     Export {

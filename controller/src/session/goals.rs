@@ -28,7 +28,7 @@ pub(super) fn render(full: bool, goals: BTreeMap<GoalKey, Goal>) -> wire::Goals 
                     force: false,
                 });
             }
-            (GoalKey::Wipe(disk, wipe), Goal::Wipe { volume, runs, extent_size }) => {
+            (GoalKey::Wipe(disk, wipe), Goal::Wipe { volume, runs, extent_size, epoch }) => {
                 let run = |s: pool::record::Stretch| wire::Run { first: s.first.get(), count: s.count.get() };
                 out.wipes.push(wire::WipeGoal {
                     disk: disk.to_string(),
@@ -36,6 +36,7 @@ pub(super) fn render(full: bool, goals: BTreeMap<GoalKey, Goal>) -> wire::Goals 
                     volume: volume.map(|v| v.to_string()).unwrap_or_default(),
                     runs: runs.into_iter().map(run).collect(),
                     extent_size: extent_size.bytes().get(),
+                    epoch: epoch.get(),
                 });
             }
             (GoalKey::Export(volume, disk, consumer), Goal::Export { epoch, state, map }) => {

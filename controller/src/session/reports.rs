@@ -149,5 +149,6 @@ fn parse_mirror(m: &wire::Mirror) -> Option<Mirror> {
 }
 
 fn parse_wipe(w: wire::ObservedWipe) -> Result<WipeSeen, BadId> {
-    Ok(WipeSeen { disk: w.disk.parse()?, wipe: w.wipe, done: w.done, reason: w.reason })
+    let (disk, refused) = (w.disk.parse()?, w.refused);
+    Ok(WipeSeen { disk, wipe: w.wipe, done: w.done, refused, reason: w.reason })
 }

@@ -193,6 +193,9 @@ impl Agent {
             t.exports.remove(k);
         }
         self.ctx.book.forget(&gone_volumes, &gone_exports);
+        // Only what is held on to here can be older than the goals that come.
+        let held: BTreeSet<_> = t.exports.keys().map(|k| (k.disk, k.volume)).collect();
+        self.ctx.disks.retirements().retain(|disk, volume| held.contains(&(disk, volume)));
     }
 
     /// Says what the kernel has beyond all goals. It is left alone: that nobody speaks of it does not mean that

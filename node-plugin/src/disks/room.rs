@@ -28,7 +28,10 @@ use super::{
     uevents,
     wiper::WipeNews,
 };
-use crate::disks_api::{DataArea, DiskOrder, DiskRoomLink, DiskWord, Disks, RecordError, RunRecord};
+use crate::{
+    disks_api::{DataArea, DiskOrder, DiskRoomLink, DiskWord, Disks, RecordError, RunRecord},
+    retirements::Retirements,
+};
 
 mod look;
 mod serve;
@@ -73,6 +76,7 @@ pub struct DiskRoom {
     serving: RwLock<HashMap<DiskId, Serving>>,
     changes: watch::Sender<u64>,
     events: UnboundedSender<Event>,
+    retirements: Arc<Retirements>,
 }
 
 #[derive(Clone, Debug)]
@@ -110,6 +114,10 @@ impl Disks for DiskRoom {
         }
     }
 
+    fn retirements(&self) -> Arc<Retirements> {
+        self.retirements.clone()
+    }
+
     fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -138,6 +146,7 @@ pub fn start(hardware: Arc<dyn Hardware>, link: DiskRoomLink, listen: bool) -> A
         serving: RwLock::default(),
         changes: watch::Sender::new(0),
         events: events.clone(),
+        retirements: Arc::default(),
     });
     let state = State {
         hardware,

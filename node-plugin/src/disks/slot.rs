@@ -20,7 +20,10 @@ use pool::{
 use tokio::sync::oneshot;
 
 use super::{devices::chain, hardware::Hardware};
-use crate::disks_api::{DataArea, RecordError, RunRecord};
+use crate::{
+    disks_api::{DataArea, RecordError, RunRecord},
+    retirements::Retirements,
+};
 
 /// A [`Storage`] whose kind is not known.
 pub(super) struct AnyStorage(Box<dyn Storage + Send>);
@@ -50,6 +53,8 @@ pub(super) struct WipeJob {
     pub(super) wipe: u64,
     /// Whose data it was; `None` for a fresh disk.
     pub(super) volume: Option<VolumeId>,
+    /// Epoch of the volume's record that gave the runs up, where it is known.
+    pub(super) epoch: Option<Epoch>,
     /// (first, count), never empty.
     pub(super) runs: Vec<(Extents, Extents)>,
 }
@@ -115,6 +120,7 @@ pub(super) struct Opened {
 /// A slot's open disk.
 pub(super) struct Slot {
     hardware: Arc<dyn Hardware>,
+    retirements: Arc<Retirements>,
     disk: DiskId,
     dev: DevNo,
     path: PathBuf,
@@ -126,6 +132,7 @@ impl Slot {
     /// Opens a disk, claiming it first if that is the purpose. Repairs a label of which one copy is bad.
     pub(super) fn open(
         hardware: Arc<dyn Hardware>,
+        retirements: Arc<Retirements>,
         disk: DiskId,
         dev: DevNo,
         path: PathBuf,
@@ -151,7 +158,7 @@ impl Slot {
             generation: label.label().generation(),
             identity,
         };
-        Ok((Self { hardware, disk, dev, path, label, wiping: Vec::new() }, opened))
+        Ok((Self { hardware, retirements, disk, dev, path, label, wiping: Vec::new() }, opened))
     }
 
     /// Serves until its end.
@@ -193,6 +200,8 @@ impl Slot {
 
     fn record(&mut self, r: &RunRecord) -> Result<(), RecordError> {
         let (disk, volume) = (self.disk, r.volume);
+        // Here and not where it was asked for: a wipe that is heard of from now on comes to this thread later.
+        self.retirements.check(disk, volume, r.epoch)?;
         let refused = |why: String| {
             // Two volumes on one extent, or a map that does not fit its disk: a person has to look.
             tracing::error!(%disk, %volume, epoch = %r.epoch, "the label refuses runs: {why}");
@@ -218,11 +227,7 @@ impl Slot {
             params: now.volumes().get(&volume).map(|v| v.summary.params.clone()).unwrap_or_default(),
         };
         let mut next = now.clone();
-        for run in runs.iter().filter(|run| run.state == RunState::Retired) {
-            // A part of a longer run that gets another state.
-            next.remove_runs(volume, run.first, run.count).map_err(|e| refused(e.to_string()))?;
-        }
-        next.add_runs(volume, &summary, &runs).map_err(|e| refused(e.to_string()))?;
+        next.set_runs(volume, &summary, &runs).map_err(|e| refused(e.to_string()))?;
         // An epoch alone is no reason to write: it grows with every attachment, and what a label is there for is
         // where things lie.
         if same_place(now, &next, volume) {
@@ -237,9 +242,10 @@ impl Slot {
         }
     }
 
+    /// Where to zero. Nowhere when the label has none of the extents as the volume's: it names them before they are
+    /// mapped and until they are zeroed, so this wipe was done before, or nothing was ever written there.
     fn begin_wipe(&mut self, job: &WipeJob) -> Result<Vec<(Bytes, Bytes)>, WipeStop> {
-        let label = self.label.label();
-        let g = &label.identity().geometry;
+        let g = &self.label.label().identity().geometry;
         let mut ranges = Vec::new();
         for (first, count) in &job.runs {
             let end = first.checked_add(*count).filter(|e| *e <= g.extents && !count.is_zero());
@@ -252,13 +258,9 @@ impl Slot {
             })?;
             ranges.push((at, g.extent_size.bytes_of(*count)));
         }
-        let other = label.volumes().iter().filter(|(v, _)| Some(**v) != job.volume).find_map(|(v, e)| {
-            e.runs.values().find(|r| job.meets(r.first, r.count)).map(|r| (*v, r.first, r.count))
-        });
-        if let Some((v, first, count)) = other {
-            let why = format!("extents {first}+{count} are volume {v}'s, says the label");
-            tracing::error!(disk = %self.disk, wipe = job.wipe, "wipe refused: {why}");
-            return Err(WipeStop::Refused(why));
+        let labelled = self.claimed(job)?;
+        if job.volume.is_some_and(|v| self.retirements.is_acted_on(self.disk, v)) {
+            return Err(WipeStop::Wait("something is still being done by a goal that is older".to_owned()));
         }
         let mapped = self.hardware.mappings(self.dev).map_err(|e| WipeStop::Wait(chain(&e)))?;
         let sectors = |b: Bytes| Sectors::new(b.get() / SECTOR);
@@ -269,16 +271,46 @@ impl Slot {
         }
         self.wiping.retain(|w| w.wipe != job.wipe);
         self.wiping.push(job.clone());
-        Ok(ranges)
+        Ok(if labelled || job.volume.is_none() { ranges } else { vec![] })
+    }
+
+    /// Whether any extent of a wipe is its volume's, as the label has it.
+    ///
+    /// # Errors
+    /// When one is another volume's, or came back to the volume after it had given them up.
+    fn claimed(&self, job: &WipeJob) -> Result<bool, WipeStop> {
+        let mut own = false;
+        for (v, e) in self.label.label().volumes() {
+            for r in e.runs.values().filter(|r| job.meets(r.first, r.count)) {
+                let since = job.epoch.filter(|at| r.epoch > *at);
+                if Some(*v) == job.volume && since.is_none() {
+                    own = true;
+                    continue;
+                }
+                let mut why = format!("extents {}+{} are volume {v}'s, says the label", r.first, r.count);
+                if let (true, Some(at)) = (Some(*v) == job.volume, since) {
+                    why += &format!(", since epoch {}; the wipe is of what it gave up at {at}", r.epoch);
+                }
+                tracing::error!(disk = %self.disk, wipe = job.wipe, "wipe refused: {why}");
+                return Err(WipeStop::Refused(why));
+            }
+        }
+        Ok(own)
     }
 
     fn end_wipe(&mut self, job: &WipeJob, zeroed: bool) -> Result<(), WipeStop> {
         self.wiping.retain(|w| w.wipe != job.wipe);
         let (Some(volume), true) = (job.volume, zeroed) else { return Ok(()) };
         let mut next = self.label.label().clone();
+        let mut struck = false;
         for (first, count) in &job.runs {
-            next.remove_runs(volume, *first, *count).map_err(|e| WipeStop::Refused(e.to_string()))?;
+            struck |= next.remove_runs(volume, *first, *count).map_err(|e| WipeStop::Refused(e.to_string()))?;
         }
+        if !struck {
+            return Ok(());
+        }
+        // Also after a restart nothing older is recorded, as long as the volume has other runs here.
+        next.raise_epoch(volume, job.epoch.unwrap_or_default());
         self.label.update(next).map(drop).map_err(|e| WipeStop::Failed(chain(&e)))
     }
 
@@ -312,7 +344,7 @@ fn answer<T>(reply: oneshot::Sender<T>, out: T) {
 fn storage_failure(e: &RecordError) -> Option<String> {
     match e {
         RecordError::Io { source, .. } => Some(chain(&**source)),
-        RecordError::NotServing(_) | RecordError::Refused { .. } => None,
+        RecordError::NotServing(_) | RecordError::Refused { .. } | RecordError::Overtaken(_) => None,
     }
 }
 

@@ -173,13 +173,15 @@ impl Bench {
         };
         self.link.orders.send(DiskOrder::Disk(goal)).unwrap();
     }
-    fn wipe(&self, wipe: u64, volume: Option<VolumeId>, first: u64, count: u64) {
+    /// A wipe of what `volume` gave up at `epoch`; 0: at one that is not known.
+    fn wipe(&self, wipe: u64, volume: Option<VolumeId>, epoch: u64, first: u64, count: u64) {
         let goal = proto::WipeGoal {
             disk: D.to_string(),
             wipe,
             volume: volume.map(|v| v.to_string()).unwrap_or_default(),
             runs: vec![proto::Run { first, count }],
             extent_size: EXTENT.bytes().get(),
+            epoch,
         };
         self.link.orders.send(DiskOrder::Wipe(goal)).unwrap();
     }
@@ -356,7 +358,7 @@ async fn a_wipe_waits_for_tables_zeroes_and_strikes() {
     let at = 16384 + 2 * EXTENT.sectors().get();
     let m = Mapping { by: "weir-x".into(), start: Sectors::new(at), len: Sectors::new(8) };
     b.fake.with(|r| r.mapped.push(m));
-    b.wipe(7, Some(V), 2, 3);
+    b.wipe(7, Some(V), 0, 2, 3);
     let w = b.wiped(false).await;
     assert!(w.reason.contains("weir-x"), "{}", w.reason);
     assert!(b.fake.with(|r| r.zeroed.is_empty()));
@@ -367,21 +369,81 @@ async fn a_wipe_waits_for_tables_zeroes_and_strikes() {
     // Struck: another volume may have them.
     b.room.record_runs(record(W, 2, 3, 1)).await.unwrap();
     // The same wipe again is done, and touches nothing.
-    b.wipe(7, Some(V), 2, 3);
+    b.wipe(7, Some(V), 0, 2, 3);
     b.wiped(true).await;
     assert_eq!(b.fake.with(|r| r.zeroed.len()), 1);
     // A new one of extents that are somebody's is refused, also after a restart.
     let mut b = Bench::over(b.fake);
     b.goal(2, DiskRole::Serve, "vda", false);
-    b.wipe(7, Some(V), 2, 3);
+    b.wipe(7, Some(V), 0, 2, 3);
     let w = b
         .until("a refusal", |w| match w {
             DiskWord::Wipe(x) if x.reason.contains(&W.to_string()) => Some(x),
             _ => None,
         })
         .await;
-    assert!(!w.done);
+    assert!(!w.done && w.refused);
     assert_eq!(b.fake.with(|r| r.zeroed.len()), 1);
+}
+
+impl Bench {
+    /// Another life of the plugin, in which the disk serves.
+    async fn again(self) -> Self {
+        let mut b = Bench::over(self.fake);
+        b.goal(2, DiskRole::Serve, "vda", false);
+        b.disk(DiskCondition::Serving).await;
+        b
+    }
+    fn zeroed(&self) -> usize {
+        self.fake.with(|r| r.zeroed.len())
+    }
+}
+
+#[tokio::test]
+async fn a_wipe_that_comes_again_is_done_and_never_takes_what_has_come_back() {
+    let mut b = Bench::claimed().await;
+    b.room.record_runs(record(V, 2, 3, 5)).await.unwrap();
+    b.wipe(7, Some(V), 6, 2, 3);
+    b.wiped(true).await;
+    assert_eq!(b.zeroed(), 1);
+    // The plugin ends before anybody hears of it.
+    let mut b = b.again().await;
+    b.wipe(7, Some(V), 6, 2, 3);
+    let w = b.wiped(true).await;
+    assert_eq!((w.extents_done, w.refused, w.reason.as_str()), (3, false, ""));
+    assert_eq!(b.zeroed(), 1, "it was done before");
+    // The volume gets some of them back; then the wipe comes once more.
+    b.room.record_runs(record(V, 4, 2, 8)).await.unwrap();
+    let mut b = b.again().await;
+    b.wipe(7, Some(V), 6, 2, 3);
+    let w = b.wiped(false).await;
+    assert!(w.refused && w.reason.contains("since epoch 8"), "{w:?}");
+    assert_eq!(b.zeroed(), 1);
+    b.room.record_runs(record(V, 4, 2, 9)).await.unwrap();
+    // What it gives up after that is another wipe.
+    b.wipe(8, Some(V), 9, 4, 2);
+    assert!(b.wiped(true).await.wipe == 8 && b.zeroed() == 2);
+}
+
+#[tokio::test]
+async fn nothing_is_recorded_by_a_goal_that_a_wipe_has_overtaken() {
+    let mut b = Bench::claimed().await;
+    b.room.record_runs(record(V, 2, 3, 5)).await.unwrap();
+    let old = b.room.retirements().begin(D, V, Epoch::new(5)).unwrap();
+    b.wipe(7, Some(V), 6, 2, 2);
+    let w = b.wiped(false).await;
+    assert!(!w.refused && w.reason.contains("older"), "{}", w.reason);
+    assert_eq!(b.zeroed(), 0, "a table may be on its way");
+    let overtaken = |e| matches!(e, Err(RecordError::Overtaken(_)));
+    assert!(overtaken(b.room.record_runs(record(V, 2, 3, 5)).await), "not while it is wiped");
+    drop(old);
+    b.wiped(true).await;
+    assert!(overtaken(b.room.record_runs(record(V, 2, 3, 5)).await), "nor afterwards");
+    b.room.record_runs(record(W, 2, 2, 1)).await.unwrap();
+    // The label keeps it in mind as long as it has something of the volume.
+    let b = b.again().await;
+    let e = b.room.record_runs(record(V, 2, 3, 5)).await.unwrap_err();
+    assert!(e.to_string().contains("older"), "{e}");
 }
 
 #[tokio::test]

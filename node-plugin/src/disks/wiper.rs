@@ -37,6 +37,8 @@ pub(super) struct WipeNews {
     pub(super) wipe: u64,
     pub(super) done: bool,
     pub(super) extents_done: Extents,
+    /// It will not be done as it was asked for.
+    pub(super) refused: bool,
     pub(super) reason: String,
 }
 
@@ -89,19 +91,25 @@ impl Wiper {
         let mut done = Extents::ZERO;
         let all: Extents = job.runs.iter().map(|(_, n)| *n).sum();
         let out = self.wipe(&job, &mut done);
-        let (reason, again) = match out {
-            Ok(()) => (String::new(), false),
-            Err(WipeStop::Refused(why)) => (why, false),
-            Err(WipeStop::Wait(why) | WipeStop::Failed(why)) => (why, true),
-        };
-        let finished = reason.is_empty();
-        if finished {
-            tracing::info!(disk = %self.disk, wipe = job.wipe, extents = %all, "wiped");
-        } else {
-            tracing::warn!(disk = %self.disk, wipe = job.wipe, "wipe waits: {reason}");
+        let wipe = job.wipe;
+        let news = |done, extents_done, refused, reason| WipeNews { wipe, done, extents_done, refused, reason };
+        match out {
+            Ok(()) => {
+                tracing::info!(disk = %self.disk, wipe, extents = %all, "wiped");
+                self.tell(news(true, all, false, String::new()));
+                None
+            }
+            // Logged where it was refused. Nothing that comes by itself would change it.
+            Err(WipeStop::Refused(why)) => {
+                self.tell(news(false, done, true, why));
+                None
+            }
+            Err(WipeStop::Wait(why) | WipeStop::Failed(why)) => {
+                tracing::warn!(disk = %self.disk, wipe, "wipe waits: {why}");
+                self.tell(news(false, done, false, why));
+                Some(job)
+            }
         }
-        self.tell(&job, finished, if finished { all } else { done }, reason);
-        again.then_some(job)
     }
 
     fn wipe(&self, job: &WipeJob, done: &mut Extents) -> Result<(), WipeStop> {
@@ -119,7 +127,9 @@ impl Wiper {
                 *done = self.extent_size.extents_round_down(before.plus(n));
                 if told.elapsed() >= TELL_EVERY {
                     told = Instant::now();
-                    self.tell(job, false, *done, String::new());
+                    let (wipe, extents_done) = (job.wipe, *done);
+                    let reason = String::new();
+                    self.tell(WipeNews { wipe, done: false, extents_done, refused: false, reason });
                 }
             };
             self.hardware
@@ -137,8 +147,7 @@ impl Wiper {
         answer.blocking_recv().unwrap_or_else(|_| Err(gone()))
     }
 
-    fn tell(&self, job: &WipeJob, done: bool, extents_done: Extents, reason: String) {
-        let news = WipeNews { wipe: job.wipe, done, extents_done, reason };
+    fn tell(&self, news: WipeNews) {
         if self.room.send(Event::Wipe(self.disk, news)).is_err() {
             tracing::debug!("the disk room has ended");
         }

@@ -4,7 +4,8 @@
 //! fence is complete when the swap has returned: nothing that comes through the namespace reaches the disk then.
 //!
 //! Invariants: nothing is served before its runs are on the label; after a boot nothing is exported without a goal;
-//! a report under a goal rests on a look made under that goal.
+//! a report under a goal rests on a look made under that goal; nothing is made by a goal that a wipe has overtaken (what
+//! stands is left as it is: the wipe waits for it).
 
 pub mod plan;
 pub mod subsystems;
@@ -33,7 +34,10 @@ use super::{
     model::{ExportGoal, ExportReport, ExportStanding},
     retry::Backoff,
 };
-use crate::disks_api::RunRecord;
+use crate::{
+    disks_api::{DataArea, RecordError, RunRecord},
+    retirements::{Overtaken, Retirements},
+};
 
 /// Pause after a failure, at first and at most.
 const FAILED: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -92,6 +96,8 @@ enum End {
     Wait(String),
     Failed(GroundError),
     Superseded,
+    /// Only a newer goal helps.
+    Overtaken(Overtaken),
 }
 
 /// What is known about the namespace.
@@ -183,6 +189,13 @@ impl Worker {
             return;
         }
         let k = &self.goal.key;
+        if self.goal.state == ExportState::Serving
+            && self.exported != Exported::Yes
+            && let Err(e) = self.ctx.disks.retirements().check(k.disk, k.volume, self.goal.epoch)
+        {
+            (self.settled, self.trouble) = (false, e.to_string());
+            return self.say();
+        }
         let e = ExportSpec {
             disk: k.disk,
             consumer: k.consumer.clone(),
@@ -223,16 +236,21 @@ impl Worker {
                     extent_size: m.extent_size,
                     epoch: goal.epoch,
                 };
-                if let Err(e) = ctx.disks.record_runs(r).await {
-                    return (None, false, End::Wait(e.to_string()));
+                match ctx.disks.record_runs(r).await {
+                    Ok(()) => {}
+                    Err(RecordError::Overtaken(e)) => return (None, false, End::Overtaken(e)),
+                    Err(e) => return (None, false, End::Wait(e.to_string())),
                 }
             }
-            let ground = ctx.ground.clone();
+            let (ground, retirements) = (ctx.ground.clone(), ctx.disks.retirements());
             let what = format!(
                 "bring slice of volume {} on disk {} to {:?}",
                 goal.key.volume, goal.key.disk, goal.state
             );
-            let body = move || run_device(&*ground, &goal, area.as_ref(), unexported, &newest, mine);
+            let body = move || {
+                let pass = Pass { goal: &goal, area: area.as_ref(), unexported, retirements: &retirements };
+                run_device(&*ground, &pass, &newest, mine)
+            };
             match ctx.calls.run(what, body).await {
                 Ok(r) => r,
                 Err(e) => (None, false, End::Wait(e.to_string())),
@@ -260,6 +278,10 @@ impl Worker {
                 }
             }
             End::Wait(why) => self.wait(why),
+            End::Overtaken(e) => {
+                warn!(epoch = %self.goal.epoch, error = %e, "not served");
+                self.trouble = e.to_string();
+            }
             End::Failed(e) => {
                 match e.class() {
                     Class::Permanent => tracing::error!(error = %e, "not reached"),
@@ -337,23 +359,30 @@ impl Worker {
     }
 }
 
+/// What a pass over the device goes by.
+struct Pass<'a> {
+    goal: &'a ExportGoal,
+    area: Option<&'a DataArea>,
+    unexported: bool,
+    retirements: &'a Arc<Retirements>,
+}
+
 /// Brings the device to the goal; what was seen last, whether anything was changed, and how it ended.
 fn run_device(
     g: &dyn Ground,
-    goal: &ExportGoal,
-    area: Option<&crate::disks_api::DataArea>,
-    unexported: bool,
+    pass: &Pass<'_>,
     newest: &AtomicU64,
     mine: u64,
 ) -> (Option<Option<Found>>, bool, End) {
-    let role = role(&goal.key);
+    let (goal, key) = (pass.goal, &pass.goal.key);
+    let role = role(key);
     let (mut changed, mut last) = (false, None);
     for _ in 0..MAX_ACTS {
         let seen = match g.device(&role) {
             Ok(s) => s,
             Err(e) => return (None, changed, End::Failed(e)),
         };
-        let act = match plan(goal, seen.as_ref(), area, unexported) {
+        let act = match plan(goal, seen.as_ref(), pass.area, pass.unexported) {
             Next::Done => return (Some(seen), changed, End::Done),
             Next::Wait(why) => return (Some(seen), changed, End::Wait(why)),
             Next::Do(a) => a,
@@ -365,6 +394,14 @@ fn run_device(
             let why = format!("the kernel does not show what was set: {act:?}");
             return (Some(seen), changed, End::Wait(why));
         }
+        // Until the call is back, no wipe that would have overtaken it begins.
+        let begun = (goal.state == ExportState::Serving)
+            .then(|| pass.retirements.begin(key.disk, key.volume, goal.epoch))
+            .transpose();
+        let _act = match begun {
+            Ok(act) => act,
+            Err(e) => return (Some(seen), changed, End::Overtaken(e)),
+        };
         tracing::debug!(role = ?role, act = ?act, "act on a slice");
         let done = match &act {
             Act::Set(t) => g.set_table(&role, t, false),

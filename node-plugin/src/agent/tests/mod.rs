@@ -19,12 +19,17 @@ use pool::{
 };
 use tokio::{runtime::Runtime, sync::watch};
 
+use csi_proto::node::ExportState as ProtoState;
+
 use self::fake::Fake;
 use super::{
     Agent, Goals,
     model::{AttachmentGoal, ExportGoal, ExportKey, ExportStanding, Remote, Standing, VolumeMap},
 };
-use crate::disks_api::{DataArea, Disks, RecordError, RunRecord};
+use crate::{
+    disks_api::{DataArea, Disks, RecordError, RunRecord},
+    retirements::Retirements,
+};
 
 const LOCAL: DiskId = DiskId::from_u128(1);
 const REMOTE: DiskId = DiskId::from_u128(2);
@@ -34,7 +39,7 @@ fn me() -> NodeName {
     "n1".parse().unwrap()
 }
 
-struct OneDisk(watch::Sender<u64>);
+struct OneDisk(watch::Sender<u64>, Arc<Retirements>);
 
 #[async_trait]
 impl Disks for OneDisk {
@@ -49,6 +54,10 @@ impl Disks for OneDisk {
 
     async fn record_runs(&self, _: RunRecord) -> Result<(), RecordError> {
         Ok(())
+    }
+
+    fn retirements(&self) -> Arc<Retirements> {
+        self.1.clone()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -87,15 +96,18 @@ struct Life {
     kernel: Weak<Fake>,
     /// Who held the kernel before.
     holders: usize,
+    wipes: Arc<Retirements>,
+    disks: watch::Sender<u64>,
 }
 
 impl Life {
     fn start(kernel: &Arc<Fake>) -> Self {
         let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let disks = Arc::new(OneDisk(watch::Sender::new(0)));
+        let (disks, wipes) = (watch::Sender::new(0), Arc::<Retirements>::default());
+        let room = Arc::new(OneDisk(disks.clone(), wipes.clone()));
         let holders = Arc::strong_count(kernel);
-        let agent = rt.block_on(Agent::start(me(), kernel.clone(), disks)).unwrap();
-        Self { rt: Some(rt), agent: Some(agent), kernel: Arc::downgrade(kernel), holders }
+        let agent = rt.block_on(Agent::start(me(), kernel.clone(), room)).unwrap();
+        Self { rt: Some(rt), agent: Some(agent), kernel: Arc::downgrade(kernel), holders, wipes, disks }
     }
 
     fn agent(&self) -> &Arc<Agent> {
@@ -428,6 +440,43 @@ fn an_export_is_made_fenced_and_taken_away_from_wherever_it_was_left() {
         }
         assert_eq!(roles(&k), []);
     }
+}
+
+#[test]
+fn nothing_is_served_by_a_goal_that_a_wipe_has_overtaken() {
+    let key = ExportKey { volume: V, disk: LOCAL, consumer: "n2".parse().unwrap() };
+    let k = Arc::new(Fake::default());
+    let life = Life::start(&k);
+    let tell = |epoch, extents| {
+        let (key, epoch, map) = (key.clone(), Epoch::new(epoch), Some(map(extents)));
+        let goal = ExportGoal { key, epoch, state: ExportState::Serving, map };
+        life.tell(Goals { exports: vec![goal], ..Goals::default() });
+    };
+    let said = || life.agent().book().full().exports.pop().map(|e| (e.epoch, e.state(), e.reason));
+    let serves = |epoch| said() == Some((epoch, ProtoState::ExportServing, String::new()));
+    let refused = |epoch| {
+        said().is_some_and(|(e, s, why)| {
+            (e, s) == (epoch, ProtoState::ExportUnknown) && why.contains("that are wiped")
+        })
+    };
+    // Before there is anything.
+    life.wipes.raise(LOCAL, V, Epoch::new(5));
+    tell(4, 8);
+    life.wait("a refusal", || refused(4));
+    assert!(roles(&k).is_empty() && k.lock().exported.is_empty());
+    tell(5, 8);
+    life.wait("a slice by the goal that knows of the wipe", || serves(5));
+    // What stands is left as it is, and gets no other table.
+    let acts = k.lock().log.len();
+    life.wipes.raise(LOCAL, V, Epoch::new(7));
+    life.disks.send_modify(|n| *n += 1);
+    tell(6, 9);
+    life.wait("a refusal", || refused(6));
+    assert_eq!(k.lock().log.len(), acts);
+    assert!(!roles(&k).is_empty() && !k.lock().exported.is_empty());
+    tell(7, 9);
+    life.wait("its next table", || serves(7));
+    assert!(!life.wipes.is_acted_on(LOCAL, V));
 }
 
 /// The cost of one volume must not grow with their number.

@@ -148,10 +148,11 @@ impl State {
         let number = self.round;
         let (label, asks) = mpsc::channel();
         let (hardware, events) = (self.hardware.clone(), self.events.clone());
+        let retirements = self.room.retirements.clone();
         let gone: Arc<AtomicBool> = Arc::default();
         let left = gone.clone();
         let run = move || {
-            let opened = Slot::open(hardware.clone(), disk, found.dev, found.path, purpose);
+            let opened = Slot::open(hardware.clone(), retirements, disk, found.dev, found.path, purpose);
             match opened {
                 Ok((slot, opened)) => {
                     tell(&events, Event::Opened(disk, number, Box::new(Ok(opened))));

@@ -2,7 +2,7 @@
 
 use csi_proto::node as proto;
 use pool::{
-    ids::DiskId,
+    ids::{DiskId, Epoch},
     units::{ExtentSize, Extents},
 };
 
@@ -18,6 +18,9 @@ impl State {
             tracing::error!(disk = goal.disk, wipe = goal.wipe, "a wipe's disk id is not valid");
             return;
         };
+        if let (Ok(volume), true) = (goal.volume.parse(), goal.epoch > 0) {
+            self.room.retirements.raise(disk, volume, Epoch::new(goal.epoch));
+        }
         let key = (disk, goal.wipe);
         let w = self.wipes.entry(key).or_insert_with(|| Wipe {
             goal: goal.clone(),
@@ -51,19 +54,23 @@ impl State {
             .map(|((_, id), w)| (*id, w.goal.clone()))
             .collect();
         for (wipe, goal) in waiting {
-            let news = |reason: String| WipeNews { wipe, done: false, extents_done: Extents::ZERO, reason };
+            let news = |refused, reason: String| {
+                let extents_done = Extents::ZERO;
+                WipeNews { wipe, done: false, extents_done, refused, reason }
+            };
             let Some((number, jobs, extent_size)) = &ready else {
-                self.wipe_news(disk, news("the disk does not serve on this node".to_owned()));
+                self.wipe_news(disk, news(false, "the disk does not serve on this node".to_owned()));
                 continue;
             };
-            let given = job(&goal, *extent_size)
-                .and_then(|job| jobs.send(job).map_err(|_| "the disk's wiper has ended".to_owned()));
+            let given = job(&goal, *extent_size).map_err(|why| (true, why)).and_then(|job| {
+                jobs.send(job).map_err(|_| (false, "the disk's wiper has ended".to_owned()))
+            });
             match (given, self.wipes.get_mut(&(disk, wipe))) {
                 (Ok(()), Some(w)) => w.given = Some(*number),
                 (Ok(()), None) => {}
-                (Err(why), _) => {
+                (Err((refused, why)), _) => {
                     tracing::error!(%disk, wipe, "{why}");
-                    self.wipe_news(disk, news(why));
+                    self.wipe_news(disk, news(refused, why));
                 }
             }
         }
@@ -78,6 +85,7 @@ impl State {
             done: w.done,
             extents_done: news.extents_done.get(),
             reason: news.reason,
+            refused: news.refused,
         };
         if w.told.as_ref() != Some(&word) {
             w.told = Some(word.clone());
@@ -103,5 +111,6 @@ fn job(goal: &proto::WipeGoal, extent_size: ExtentSize) -> Result<WipeJob, Strin
     if runs.iter().any(|(_, n)| n.is_zero()) {
         return Err("a run of the wipe is empty".to_owned());
     }
-    Ok(WipeJob { wipe: goal.wipe, volume, runs })
+    let epoch = (goal.epoch > 0).then(|| Epoch::new(goal.epoch));
+    Ok(WipeJob { wipe: goal.wipe, volume, epoch, runs })
 }
