@@ -76,12 +76,7 @@ impl Retirements {
     ///
     /// # Errors
     /// When the goal is older than a wipe.
-    pub fn begin(
-        self: &Arc<Self>,
-        disk: DiskId,
-        volume: VolumeId,
-        epoch: Epoch,
-    ) -> Result<Act, Overtaken> {
+    pub fn begin(self: &Arc<Self>, disk: DiskId, volume: VolumeId, epoch: Epoch) -> Result<Act, Overtaken> {
         let key = (disk, volume);
         let mut i = self.lock();
         i.check(key, epoch)?;

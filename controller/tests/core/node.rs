@@ -267,7 +267,13 @@ impl Node {
                     for r in runs {
                         self.world.wipe(disk, r.first.get(), r.count.get());
                     }
-                    report.wipes.push(WipeSeen { disk, wipe, done: true, refused: false, reason: String::new() });
+                    report.wipes.push(WipeSeen {
+                        disk,
+                        wipe,
+                        done: true,
+                        refused: false,
+                        reason: String::new(),
+                    });
                 }
                 (GoalKey::Export(volume, disk, consumer), Goal::Export { epoch, state, .. }) => {
                     s.exports.insert((volume, disk, consumer.clone()), (*epoch, *state));

@@ -336,7 +336,8 @@ impl Label {
 
 /// What is left of a run beside newer ones: outside of them it is given up, inside it makes room for another state.
 fn cut(old: &RunEntry, newer: &[RunEntry]) -> Vec<RunEntry> {
-    let mut met: Vec<&RunEntry> = newer.iter().filter(|r| r.first < old.end() && old.first < r.end()).collect();
+    let mut met: Vec<&RunEntry> =
+        newer.iter().filter(|r| r.first < old.end() && old.first < r.end()).collect();
     met.sort_by_key(|r| r.first);
     if old.stripe.is_some() || met.is_empty() {
         let makes_room = met.iter().any(|r| makes_room(old, r));

@@ -304,7 +304,8 @@ impl Slot {
         let mut next = self.label.label().clone();
         let mut struck = false;
         for (first, count) in &job.runs {
-            struck |= next.remove_runs(volume, *first, *count).map_err(|e| WipeStop::Refused(e.to_string()))?;
+            struck |=
+                next.remove_runs(volume, *first, *count).map_err(|e| WipeStop::Refused(e.to_string()))?;
         }
         if !struck {
             return Ok(());

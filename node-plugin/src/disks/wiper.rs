@@ -92,7 +92,8 @@ impl Wiper {
         let all: Extents = job.runs.iter().map(|(_, n)| *n).sum();
         let out = self.wipe(&job, &mut done);
         let wipe = job.wipe;
-        let news = |done, extents_done, refused, reason| WipeNews { wipe, done, extents_done, refused, reason };
+        let news =
+            |done, extents_done, refused, reason| WipeNews { wipe, done, extents_done, refused, reason };
         match out {
             Ok(()) => {
                 tracing::info!(disk = %self.disk, wipe, extents = %all, "wiped");

@@ -56,7 +56,7 @@ impl World {
     }
 
     /// Everybody does everything once.
-    fn round(&mut self) -> Checked {
+    pub(crate) fn round(&mut self) -> Checked {
         self.arrive_late()?;
         let c = self.store.term;
         for _ in 0..6 {

@@ -418,6 +418,13 @@ impl World {
                     ctl.wiped.insert(*wipe);
                     self.wiped(c, *v)?;
                 }
+                // What is on record as given up is nobody else's: only a word that comes late can be of such a wipe.
+                Seen::WipeRefused { wipe } => {
+                    let waits = |r: &Versioned| r.record.vol.retired.iter().any(|x| x.wipe == *wipe);
+                    if self.store.records.values().any(waits) {
+                        return Err(Violation(format!("wipe {wipe} is on record and node {n} refuses it")));
+                    }
+                }
             }
         }
         Ok(())

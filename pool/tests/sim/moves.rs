@@ -92,7 +92,7 @@ impl World {
         let skip = self.rng.below(s.count.get() as usize) as u64;
         let count = 1 + self.rng.below((s.count.get() - skip) as usize) as u64;
         // Back to where the last move came from, as likely as not.
-        let left = vol.retired.first().map(|r| disk_number(r.disk)).filter(|_| self.rng.one_in(2));
+        let left = self.left.get(&v).copied().filter(|_| self.rng.one_in(2));
         let disk: D = left.unwrap_or(self.rng.below(self.host_of.len()));
         let Some(first) = self.free_run(c, disk, count as usize) else { return Ok(false) };
         let piece = Piece {
@@ -192,8 +192,9 @@ impl World {
                 });
                 self.write(c, v, again(next)).map(|_| ())
             }
-            MoveStep::End(next, _) => {
+            MoveStep::End(next, run) => {
                 if self.write(c, v, again(next))? {
+                    self.left.insert(v, disk_number(run.disk));
                     self.cov.hit("move: ended");
                 }
                 Ok(())

@@ -105,11 +105,15 @@ pub(crate) enum Object {
 pub(crate) struct Plugin {
     pub(crate) goals: BTreeMap<Object, Goal>,
     /// Refused to fence under this epoch.
-    busy: BTreeMap<V, Epoch>,
+    pub(crate) busy: BTreeMap<V, Epoch>,
     /// What was reported last on this session.
     pub(crate) reported: BTreeMap<Object, Seen>,
     /// Wipes done.
     pub(crate) wiped: BTreeSet<u64>,
+    /// Wipes refused, once and for all.
+    pub(crate) refused: BTreeSet<u64>,
+    /// It begins no wipe before: the disks open late, or another wipe goes on.
+    pub(crate) wipes_from: u64,
 }
 
 pub(crate) struct Node {
@@ -184,7 +188,7 @@ impl World {
         let Some(goal) = self.nodes[n].plugin.as_ref().and_then(|p| p.goals.get(&object).cloned()) else {
             return Ok(false);
         };
-        if self.is_overtaken(n, &goal) {
+        if !self.broken(Mutation::NodeServesWhatIsWiped) && self.is_overtaken(n, &goal) {
             self.cov.hit("step: a goal older than a wipe is not obeyed");
             return Ok(false);
         }
@@ -211,17 +215,13 @@ impl World {
         }
     }
 
-    /// Whether the node was told to wipe something of the volume since: what an older goal maps may be another's by now.
-    /// Who is on the way out may stand there under such a goal, for nothing is said of it until it is to be fenced.
+    /// Whether the host was told to wipe something of the volume on the disk since: what an older goal maps may be
+    /// another's by now. Who is on the way out may stand there under such a goal, for nothing is said of it until it is
+    /// to be fenced.
     fn is_overtaken(&self, n: N, goal: &Goal) -> bool {
-        let (v, epoch) = match goal {
-            Goal::Attachment { v, epoch, role: Role::Writer | Role::Reader | Role::Guard, .. }
-            | Goal::Export { v, epoch, state: ExportState::Serving, .. } => (*v, *epoch),
-            Goal::Attachment { .. } | Goal::Export { .. } | Goal::Wipe { .. } => return false,
-        };
-        let wipes = self.nodes[n].plugin.iter().flat_map(|p| p.goals.values());
-        let newer = |g: &Goal| matches!(g, Goal::Wipe { v: w, epoch: e, .. } if *w == v && *e > epoch);
-        wipes.into_iter().any(newer)
+        let Goal::Export { v, disk, epoch, state: ExportState::Serving, .. } = goal else { return false };
+        let newer = |g: &Goal| matches!(g, Goal::Wipe { v: w, disk: d, epoch: e, .. } if (w, d) == (v, disk) && e > epoch);
+        self.nodes[n].plugin.iter().flat_map(|p| p.goals.values()).any(newer)
     }
 
     fn step_open(&mut self, n: N, v: V, map: &Rc<Map>, read_only: bool, start: bool) -> Checked<bool> {
@@ -522,26 +522,42 @@ impl World {
     ) -> Checked<bool> {
         let again = self.broken(Mutation::NodeWipesAgain);
         let blind = self.broken(Mutation::DeleteUnderADevice);
+        let old = !again && !self.broken(Mutation::NodeWipesWhatCameBack);
         let node = &self.nodes[n];
-        if node.plugin.as_ref().is_some_and(|p| p.wiped.contains(&wipe)) && !again {
+        let Some(p) = &node.plugin else { return Ok(false) };
+        if (p.wiped.contains(&wipe) || p.refused.contains(&wipe)) && !again {
             return Ok(false);
         }
-        let other = |e: &usize| node.label.get(&(disk, *e)).is_some_and(|(o, _)| *o != v);
-        let newer = |e: &usize| node.label.get(&(disk, *e)).is_some_and(|(_, since)| *since > epoch);
-        if extents.iter().any(other) && !again {
-            self.cov.hit("step: wipe of another volume's extents refused");
+        if p.wipes_from > self.now && self.chaotic {
             return Ok(false);
         }
-        if extents.iter().any(newer) && !again {
-            self.cov.hit("step: wipe of what came since refused");
-            return Ok(false);
+        let whose = |e: &usize| node.label.get(&(disk, *e)).copied();
+        let other = extents.iter().filter_map(whose).any(|(o, _)| o != v) && !again;
+        let newer = extents.iter().filter_map(whose).any(|(_, since)| since > epoch) && old;
+        let own = extents.iter().filter_map(whose).any(|(o, _)| o == v);
+        if other || newer {
+            self.cov.hit(match other {
+                true => "step: wipe of another volume's extents refused",
+                false => "step: wipe of what has come back refused",
+            });
+            if let Some(p) = &mut self.nodes[n].plugin {
+                p.refused.insert(wipe);
+            }
+            return Ok(true);
         }
         if !blind && extents.iter().any(|e| self.is_mapped(n, v, (disk, *e))) {
             self.cov.hit("step: wipe refused while mapped");
+            if self.chaotic && self.rng.one_in(2) {
+                self.pull_disk(n, v, disk, epoch);
+            }
             return Ok(false);
         }
         for e in extents {
-            self.oracle.zeroed(v, disk, *e)?;
+            if own || again {
+                self.oracle.zeroed(v, disk, *e)?;
+            } else {
+                self.oracle.called_blank(v, disk, *e)?;
+            }
             self.nobody_writes((disk, *e))?;
             self.nodes[n].label.remove(&(disk, *e));
         }
@@ -549,8 +565,26 @@ impl World {
         if let Some(p) = &mut self.nodes[n].plugin {
             p.wiped.insert(wipe);
         }
-        self.cov.hit("step: wiped");
+        self.cov.hit(if own { "step: wiped" } else { "step: wiped before" });
         Ok(!again)
+    }
+
+    /// A disk goes and comes back: the slices that stood there by goals older than a wipe are no more, and the goals are
+    /// still known.
+    fn pull_disk(&mut self, n: N, v: V, disk: D, epoch: Epoch) {
+        let node = &mut self.nodes[n];
+        let Some(p) = &node.plugin else { return };
+        let old = |key: &(V, D, N)| {
+            let goal = p.goals.get(&Object::Export(key.0, key.1, key.2));
+            let older = |e: &Epoch| *e < epoch;
+            matches!(goal, Some(Goal::Export { state: ExportState::Serving, epoch: e, .. }) if older(e))
+        };
+        let all: Vec<(V, D, N)> =
+            node.kernel.slices.keys().filter(|k| (k.0, k.1) == (v, disk) && old(k)).copied().collect();
+        for key in all {
+            self.cov.hit("fault: a disk was pulled under an older goal");
+            node.kernel.slices.remove(&key);
+        }
     }
 
     /// Whether a table of this node's kernel has a place of its own disks. A slice of the volume that is fenced and on
@@ -603,7 +637,8 @@ impl World {
                 Some(Seen::Export { v: *v, disk: *disk, consumer: *consumer, epoch: *epoch, state })
             }
             Goal::Wipe { v, wipe, .. } => {
-                plugin.wiped.contains(wipe).then_some(Seen::Wiped { v: *v, wipe: *wipe })
+                let refused = plugin.refused.contains(wipe).then_some(Seen::WipeRefused { wipe: *wipe });
+                plugin.wiped.contains(wipe).then_some(Seen::Wiped { v: *v, wipe: *wipe }).or(refused)
             }
         }
     }

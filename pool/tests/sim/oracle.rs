@@ -293,6 +293,14 @@ impl Oracle {
         Ok(())
     }
 
+    /// A node says that an extent is wiped, without a look at it.
+    pub(crate) fn called_blank(&mut self, v: V, disk: D, at: usize) -> Checked {
+        match self.cells[disk][at] {
+            None => self.zeroed(v, disk, at),
+            Some(w) => fail(format!("(4) extent {at} of disk {disk} is said to be wiped and holds {w:?}")),
+        }
+    }
+
     /// A node zeroed an extent. What is blank anyway may be zeroed by a node that has forgotten that it did so.
     pub(crate) fn zeroed(&mut self, v: V, disk: D, at: usize) -> Checked {
         let had = self.cells[disk][at].take();

@@ -139,9 +139,28 @@ pub(crate) enum ExportSeen {
 /// What a node says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Seen {
-    Attachment { v: V, epoch: Epoch, state: AttachmentSeen, busy: bool, mirror: Mirror },
-    Export { v: V, disk: D, consumer: N, epoch: Epoch, state: ExportSeen },
-    Wiped { v: V, wipe: u64 },
+    Attachment {
+        v: V,
+        epoch: Epoch,
+        state: AttachmentSeen,
+        busy: bool,
+        mirror: Mirror,
+    },
+    Export {
+        v: V,
+        disk: D,
+        consumer: N,
+        epoch: Epoch,
+        state: ExportSeen,
+    },
+    Wiped {
+        v: V,
+        wipe: u64,
+    },
+    /// A wipe is refused: what it asks for is somebody's by now.
+    WipeRefused {
+        wipe: u64,
+    },
 }
 
 /// A rule broken on purpose, to show that the oracle notices.
@@ -161,6 +180,10 @@ pub(crate) enum Mutation {
     GuardLeaks,
     /// A node wipes what was wiped before, whoever owns it now.
     NodeWipesAgain,
+    /// A node wipes what its label gives to the volume, whenever that came.
+    NodeWipesWhatCameBack,
+    /// A node serves, and puts on its label, what goals say that are older than a wipe.
+    NodeServesWhatIsWiped,
     /// A grant does not wait for fences, and disks are given before them.
     GrantWithoutFence,
     /// A cut-over is committed before the lenders have confirmed.
@@ -198,6 +221,7 @@ pub(crate) enum Mutation {
 }
 
 impl Mutation {
+    /// Those that chance brings to light; the others have stories of their own.
     pub(crate) const ALL: [Mutation; 23] = [
         Mutation::NodeIgnoresEpochs,
         Mutation::NodeIgnoresTerms,

@@ -64,6 +64,8 @@ pub(crate) struct World {
     faults: u32,
     /// Access changes seldom, and much is written: some worlds are for moves.
     pub(crate) moves: bool,
+    /// The disk from which each volume was moved last.
+    pub(crate) left: BTreeMap<V, D>,
     pub(crate) vms: BTreeMap<(V, N), Vm>,
     pub(crate) next_volume: V,
     pub(crate) seq: u64,
@@ -101,6 +103,7 @@ impl World {
             sessions: (0..nodes).map(|_| None).collect(),
             late: vec![],
             moves: cfg.seed % 5 < 2,
+            left: BTreeMap::new(),
             faults: [1, 4, 12, 30][cfg.seed as usize % 4],
             vms: BTreeMap::new(),
             next_volume: 0,
@@ -216,7 +219,10 @@ impl World {
         let Some(o) = self.rng.pick(&objects) else { return Ok(()) };
         if self.plugin_step(n, o)? {
             self.say(|| format!("n{n} step {o:?}, sees {:?}", self.see(n, o)));
-            if self.rng.one_in(40) {
+            let wiped = self.moves && matches!(o, Object::Wipe(_));
+            if wiped && self.rng.one_in(3) {
+                self.restart_over_a_wipe(n)?;
+            } else if self.rng.one_in(40) {
                 self.cov.hit("fault: plugin crashed after a kernel step");
                 self.crash_plugin(n);
             }
@@ -478,7 +484,8 @@ impl World {
             self.power_on(n);
         } else if self.nodes[n].plugin.is_none() {
             self.nodes[n].incarnation += 1;
-            self.nodes[n].plugin = Some(Plugin::default());
+            let busy = if self.moves { self.rng.below(800) as u64 } else { 0 };
+            self.nodes[n].plugin = Some(Plugin { wipes_from: self.now + busy, ..Plugin::default() });
         }
         if self.active().is_none() {
             self.elect();
@@ -499,11 +506,37 @@ impl World {
         self.say(|| format!("controller {c} is gone"));
     }
 
-    fn crash_plugin(&mut self, n: N) {
+    pub(crate) fn crash_plugin(&mut self, n: N) {
         self.cov.hit("fault: plugin crashed");
         self.hang_up(n);
         self.nodes[n].plugin = None;
         self.nodes[n].incarnation += 1;
+    }
+
+    /// The plugin ends with its word on a wipe under way, comes back, and is told of the wipe again before the word is
+    /// there. Then the volume may get the extents back.
+    fn restart_over_a_wipe(&mut self, n: N) -> Checked {
+        self.cov.hit("fault: plugin crashed with its word on a wipe under way");
+        self.report(n);
+        self.crash_plugin(n);
+        self.heal(n);
+        self.dial(n);
+        self.some_send(n)?;
+        self.deliver_to_node(n)?;
+        for _ in 0..3 {
+            self.arrive_late()?;
+        }
+        let gone: Vec<V> =
+            self.left.iter().filter(|(_, d)| self.host_of[**d] == n).map(|(v, _)| *v).collect();
+        for v in gone {
+            if let Some(c) = self.active()
+                && self.store.records.get(&v).is_some_and(|r| r.record.vol.retired.is_empty())
+                && self.begin_some_move(c, v)?
+            {
+                self.cov.hit("move: begun after a wipe whose node has forgotten it");
+            }
+        }
+        Ok(())
     }
 
     fn power_off(&mut self, n: N) {

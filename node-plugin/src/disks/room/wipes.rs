@@ -62,9 +62,9 @@ impl State {
                 self.wipe_news(disk, news(false, "the disk does not serve on this node".to_owned()));
                 continue;
             };
-            let given = job(&goal, *extent_size).map_err(|why| (true, why)).and_then(|job| {
-                jobs.send(job).map_err(|_| (false, "the disk's wiper has ended".to_owned()))
-            });
+            let given = job(&goal, *extent_size)
+                .map_err(|why| (true, why))
+                .and_then(|job| jobs.send(job).map_err(|_| (false, "the disk's wiper has ended".to_owned())));
             match (given, self.wipes.get_mut(&(disk, wipe))) {
                 (Ok(()), Some(w)) => w.given = Some(*number),
                 (Ok(()), None) => {}
