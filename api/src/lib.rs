@@ -28,8 +28,8 @@ pub use condition::{Condition, ConditionStatus, set_condition};
 pub use disk::{DiskState, NodeDisk, NodeDiskSpec, NodeDiskStatus, Wipe};
 pub use node::{StorageNode, StorageNodeSpec, StorageNodeStatus};
 pub use pool_resource::{
-    BadPool, DeviceClass, DeviceSelector, ExtentSizeQuantity, FreshDisks, NodeSelector, StoragePool,
-    StoragePoolSpec, StoragePoolStatus,
+    BadPool, DeviceClass, DeviceSelector, ExtentSizeQuantity, FreshDisks, MoveSettings, NodeSelector,
+    StoragePool, StoragePoolSpec, StoragePoolStatus,
 };
 pub use quantity::{BadQuantity, Quantity};
 pub use snapshot::{LogicalSnapshot, LogicalSnapshotSpec, LogicalSnapshotStatus};

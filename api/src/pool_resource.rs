@@ -4,7 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kube::CustomResource;
-use pool::units::{Bytes, ExtentSize};
+use pool::{
+    policy::{Budget, MovePolicy},
+    units::{Bytes, ExtentSize},
+};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +65,91 @@ pub struct StoragePoolSpec {
     /// Kept on each disk for consumers on its own node.
     #[serde(default)]
     pub reserve: Quantity,
+    /// What moves by itself between disks, and how much of it.
+    #[serde(default)]
+    pub moving: MoveSettings,
+}
+
+/// What moves by itself between disks, and how much of it. Drains are no part of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct MoveSettings {
+    /// Extents come home to the node that uses them, while that pays.
+    pub gravity: bool,
+    /// Extents leave disks that are forecast to be overloaded.
+    pub spill: bool,
+    /// Lent extents leave disks whose owner needs the room.
+    pub recall: bool,
+    /// Extents leave disks that are fuller than so many percent; none when left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 50, max = 99))]
+    pub fullness: Option<u32>,
+    /// GiB that one disk gives or takes within an hour, for gravity, spill and fullness.
+    #[schemars(range(min = 1, max = 65536))]
+    pub gib_per_hour_per_disk: u32,
+    /// Thousandths of the pool's extents that move within a day, for the same.
+    #[schemars(range(min = 1, max = 1000))]
+    pub permille_per_day: u32,
+    /// Moves off one disk at a time, and onto one: drains as well.
+    #[schemars(range(min = 1, max = 8))]
+    pub moves_per_disk: u32,
+    /// Moves that a node has to do with at a time: drains as well.
+    #[schemars(range(min = 1, max = 64))]
+    pub moves_per_node: u32,
+}
+
+impl Default for MoveSettings {
+    fn default() -> Self {
+        let MovePolicy { gravity, spill, recall, fullness, budget } = MovePolicy::default();
+        Self {
+            gravity,
+            spill,
+            recall,
+            fullness,
+            // The default is a few GiB.
+            gib_per_hour_per_disk: u32::try_from(budget.hourly.get() >> 30).unwrap_or(u32::MAX),
+            permille_per_day: budget.daily_permille,
+            moves_per_disk: budget.per_disk,
+            moves_per_node: budget.per_node,
+        }
+    }
+}
+
+impl MoveSettings {
+    /// It, as the mover wants it.
+    #[must_use]
+    pub fn policy(&self) -> MovePolicy {
+        MovePolicy {
+            gravity: self.gravity,
+            spill: self.spill,
+            recall: self.recall,
+            fullness: self.fullness,
+            budget: Budget {
+                hourly: Bytes::gib(u64::from(self.gib_per_hour_per_disk)),
+                daily_permille: self.permille_per_day,
+                per_disk: self.moves_per_disk,
+                per_node: self.moves_per_node,
+            },
+        }
+    }
+
+    fn check(&self) -> Result<(), BadPool> {
+        let all = [
+            ("spec.moving.fullness", self.fullness.unwrap_or(50), 50..=99),
+            ("spec.moving.gibPerHourPerDisk", self.gib_per_hour_per_disk, 1..=65536),
+            ("spec.moving.permillePerDay", self.permille_per_day, 1..=1000),
+            ("spec.moving.movesPerDisk", self.moves_per_disk, 1..=8),
+            ("spec.moving.movesPerNode", self.moves_per_node, 1..=64),
+        ];
+        let wrong = all.into_iter().find(|(_, n, may)| !may.contains(n));
+        match wrong {
+            None => Ok(()),
+            Some((field, n, may)) => {
+                let problem = format!("{n}: {} to {} are allowed", may.start(), may.end());
+                Err(BadPool { field, problem })
+            }
+        }
+    }
 }
 
 /// An [`ExtentSize`] written as a quantity.
@@ -200,7 +288,7 @@ impl StoragePoolSpec {
                            minSize";
             return bad("spec.devices", problem.to_owned());
         }
-        Ok(())
+        self.moving.check()
     }
 }
 
@@ -223,4 +311,34 @@ pub struct StoragePoolStatus {
     /// Ready.
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(moving: &str) -> StoragePoolSpec {
+        let text = format!("devices: [{{paths: ['/dev/n*']}}]\n{moving}");
+        serde_yaml::from_str(&text).expect("a pool")
+    }
+
+    #[test]
+    fn what_moves_by_itself_is_said_in_the_pool() {
+        assert_eq!(parse("").moving.policy(), MovePolicy::default());
+        let some = parse("moving: {gravity: false, fullness: 85, gibPerHourPerDisk: 4}").moving.policy();
+        assert!(!some.gravity && some.spill && some.recall && some.fullness == Some(85));
+        assert_eq!((some.budget.hourly, some.budget.per_disk), (Bytes::gib(4), 1));
+        for (bad, field) in [
+            ("moving: {fullness: 40}", "spec.moving.fullness"),
+            ("moving: {fullness: 100}", "spec.moving.fullness"),
+            ("moving: {gibPerHourPerDisk: 0}", "spec.moving.gibPerHourPerDisk"),
+            ("moving: {permillePerDay: 1001}", "spec.moving.permillePerDay"),
+            ("moving: {movesPerDisk: 0}", "spec.moving.movesPerDisk"),
+            ("moving: {movesPerNode: 65}", "spec.moving.movesPerNode"),
+        ] {
+            assert_eq!(parse(bad).check().map_err(|e| e.field), Err(field), "{bad}");
+        }
+        let unknown = "devices: [{paths: [x]}]\nmoving: {gravitation: true}";
+        assert!(serde_yaml::from_str::<StoragePoolSpec>(unknown).is_err());
+    }
 }

@@ -1,11 +1,11 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-use crate::figures::parse_size;
+use crate::figures::{parse_size, parse_time};
 
 /// What a Weir pool has, does, lends and why; and volumes by hand where there is no Kubernetes.
 #[derive(Debug, Parser)]
@@ -82,6 +82,16 @@ pub(crate) enum Command {
         /// Its id, how that begins, or NODE:PATH.
         disk: String,
     },
+    /// Empty a disk, or every disk of a node, while its volumes are in use.
+    ///
+    /// It takes nothing new until `undrain`. Waits until nothing is left on it; Ctrl-C ends the waiting, not the drain. With
+    /// `-o json` a line of JSON is written at each look.
+    Drain(Drain),
+    /// End a drain: the disks take new extents again, and what has moved stays where it is.
+    Undrain {
+        /// A node's name, or a disk: its id, how that begins, or NODE:PATH.
+        target: String,
+    },
     /// The busiest disks and volumes, again and again.
     Top {
         /// How many of each.
@@ -102,6 +112,28 @@ pub(crate) enum Command {
         /// Which.
         shell: Shell,
     },
+}
+
+/// A drain.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Drain {
+    /// A node's name, or a disk: its id, how that begins, or NODE:PATH.
+    pub(crate) target: String,
+    /// Change nothing: say what would go where, how long it would take, and what would stay.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Wait until nothing is left on it. So it is unless said otherwise.
+    #[arg(long, overrides_with = "no_wait")]
+    pub(crate) wait: bool,
+    /// Return as soon as the drain is on record.
+    #[arg(long, overrides_with = "wait")]
+    pub(crate) no_wait: bool,
+    /// Wait no longer than this: 90s, 10m, 2h. The drain goes on.
+    #[arg(long, value_parser = parse_time, value_name = "TIME")]
+    pub(crate) timeout: Option<Duration>,
+    /// Seconds between two lines, where the output is no terminal.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..), value_name = "SECONDS")]
+    pub(crate) every: u64,
 }
 
 /// Volumes by hand.

@@ -13,6 +13,7 @@ use crate::{
     Error,
     args::{Args, Command, Output},
     connect::{Connection, connect},
+    drain,
     figures::{bytes, bytes_s, latency, percent, rate, sparkline, until},
     manage,
     tables::{Grid, print, short},
@@ -69,6 +70,8 @@ pub(crate) async fn run(args: &Args, name: &'static str) -> Result<(), Error> {
             let f = c.client.forecast(r).await?.into_inner();
             tell(to, &f, || forecast(&f, now_s()))
         }
+        Command::Drain(d) => drain::drain(&mut c, &args.to, to, d).await,
+        Command::Undrain { target } => drain::undrain(&mut c, to, target).await,
         Command::Top { count, every, once } => top(&mut c, to, *count, *every, *once).await,
         Command::Volume(v) => manage::volume(&mut c, to, v).await,
     }

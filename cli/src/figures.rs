@@ -1,5 +1,7 @@
 //! Numbers as people read and write them.
 
+use std::time::Duration;
+
 /// Bytes with a binary unit: three figures at least.
 pub(crate) fn bytes(n: u64) -> String {
     const UNITS: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
@@ -51,6 +53,29 @@ pub(crate) fn until(at_s: u64, now_s: u64) -> String {
         s if s < 7200 => format!("{} min", s / 60),
         s => format!("{} h", s / 3600),
     }
+}
+
+/// How long something takes.
+pub(crate) fn lasting(s: u64) -> String {
+    match s {
+        s if s < 120 => format!("{s} s"),
+        s if s < 7200 => format!("{} min", s.div_ceil(60)),
+        s => format!("{} h", s.div_ceil(3600)),
+    }
+}
+
+/// A time: 90s, 10m, 2h, or plain seconds.
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
+    let bad = || format!("{text:?} is no time: 90s, 10m or 2h, say");
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match &text[digits.len()..] {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err(bad()),
+    };
+    let count: u64 = digits.parse().map_err(|_| bad())?;
+    count.checked_mul(unit).map(Duration::from_secs).ok_or_else(bad)
 }
 
 /// A share of a whole.
@@ -115,6 +140,17 @@ mod tests {
         );
         assert_eq!((percent(1, 3), percent(1, 0)), ("33 %".into(), "-".into()));
         assert_eq!(bytes_s(2048.0), "2Ki/s");
+    }
+
+    #[test]
+    fn times_are_read_and_written() {
+        for (text, s) in [("90s", 90), ("10m", 600), ("2h", 7200), ("7", 7), ("0s", 0)] {
+            assert_eq!(parse_time(text), Ok(Duration::from_secs(s)), "{text}");
+        }
+        for bad in ["", "s", "1d", "-1s", "1.5h", "9999999999999999999h"] {
+            assert!(parse_time(bad).is_err(), "{bad}");
+        }
+        assert_eq!([0, 119, 121, 7201].map(lasting), ["0 s", "119 s", "3 min", "3 h"]);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 mod args;
 mod ask;
 mod connect;
+mod drain;
 mod figures;
 mod manage;
 mod tables;
@@ -15,6 +16,9 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 pub use connect::ConnectError;
 
+/// What shells know as "ended by Ctrl-C": 128 and the signal's number.
+const INTERRUPTED: u8 = 130;
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -24,6 +28,12 @@ pub enum Error {
     /// It refused.
     #[error("{}", refusal(.0))]
     Refused(#[from] Box<tonic::Status>),
+    /// What was waited for did not come.
+    #[error("{0}")]
+    Unfinished(String),
+    /// Somebody pressed Ctrl-C.
+    #[error("{0}")]
+    Interrupted(String),
     /// The answer cannot be printed.
     #[error("the answer cannot be printed: {0}")]
     Print(#[from] std::io::Error),
@@ -80,7 +90,14 @@ pub fn main(name: &'static str) -> ExitCode {
         Err(Error::Print(e)) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("{name}: {e}");
-            ExitCode::FAILURE
+            match e {
+                Error::Interrupted(_) => ExitCode::from(INTERRUPTED),
+                Error::Connect(_)
+                | Error::Refused(_)
+                | Error::Unfinished(_)
+                | Error::Print(_)
+                | Error::Json(_) => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -74,11 +74,58 @@ async fn forecasts_and_offers_are_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_drained_and_taken_back() {
+    let s = Stand::start().await;
+    s.ok(&["volume", "create", "used", "12M", "--beside", "n1"]);
+    s.ok(&["volume", "attach", "used", "n1"]);
+    s.ok(&["volume", "create", "idle", "8M", "--beside", "n1"]);
+
+    let dry = s.json(&["drain", "n1", "--dry-run"]);
+    let disk = &dry["disks"][0];
+    assert_eq!((&disk["volumes"], &disk["leftBytes"]), (&2.into(), &(5 * 4 * MIB).into()));
+    assert_eq!(disk["plan"]["bytes"], 5 * 4 * MIB);
+    let text = s.table(&["drain", "n1", "--dry-run"]);
+    for word in
+        ["To drain node n1: 20Mi of 20Mi on 1 disk would move", "used", "idle", "n2", "Nothing was changed"]
+    {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+    assert!(s.fails(&["undrain", "n1"]).contains("node n1 is not being drained"));
+
+    let text = s.table(&["drain", "n1", "--every", "1", "--timeout", "60s"]);
+    assert!(text.contains("node n1: ") && text.contains("moves under way"), "{text}");
+    assert!(text.contains("node n1 is drained") && text.contains("until `weir undrain n1`"), "{text}");
+    // Again: there is nothing to wait for.
+    let text = s.table(&["drain", "n1"]);
+    assert!(text.starts_with("node n1 is drained") && text.lines().count() == 1, "{text}");
+    let lines = s.ok(&["drain", "n1", "-o", "json"]);
+    let last: Value = serde_json::from_str(lines.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["node"], &last["disks"][0]["leftBytes"]), (&"n1".into(), &0.into()));
+
+    let text = s.ok(&["undrain", "n1"]);
+    assert!(text.contains("node n1 takes new extents again"), "{text}");
+    assert!(s.table(&["status"]).contains("2 serving"));
+
+    // Nobody has room for what lies on n2 and n1 together.
+    s.ok(&["volume", "create", "full", "40M", "--beside", "n1"]);
+    let id =
+        s.json(&["disks"]).as_array().unwrap().iter().find(|d| d["node"] == "n2").unwrap()["disk"].clone();
+    let said = s.fails(&["drain", id.as_str().unwrap(), "--timeout", "3s"]);
+    assert!(said.contains("is not drained yet") && said.contains("the drain goes on"), "{said}");
+    let text = s.ok(&["drain", "n2:/dev/n2", "--no-wait"]);
+    assert!(text.contains("is being drained already"), "{text}");
+    s.ok(&["undrain", "n2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_goes_wrong_is_said() {
     let s = Stand::start().await;
     for (args, says) in [
         (&["explain", "nothing"][..], "nothing"),
         (&["forecast", "n9:/dev/x"], "n9:/dev/x"),
+        (&["drain", "n9"], "neither a node (there are: n1, n2) nor a disk"),
+        (&["undrain", "n1"], "not being drained"),
+        (&["drain", "n1", "--timeout", "soon"], "no time"),
         (&["volume", "create", "v", "1M", "-p", "layout=round"], "layout"),
         (&["volume", "create", "v", "1M", "--beside", "n7"], "n1, n2"),
         (&["volume", "create", "v", "10T"], "p"),

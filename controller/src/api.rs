@@ -3,14 +3,17 @@
 //!
 //! Every method is idempotent in the sense of the CSI specification: repeating a request that succeeded succeeds.
 
+mod drain;
+
 use std::collections::BTreeMap;
 
 use pool::{
     access::Mode,
     ids::{DiskId, Epoch, NodeName, PoolName, VolumeId},
-    moving::MoveCause,
     units::Bytes,
 };
+
+pub use drain::{Blocked, DrainPlan, DrainRow, DrainTarget, MoveRow, Pace, Planned};
 
 /// Topology segments, key -> value.
 pub type Segments = BTreeMap<String, String>;
@@ -126,6 +129,16 @@ pub enum ApiError {
     /// What a person gave names no disk.
     #[error("disk {0:?} does not exist: give its id, how that begins, or NODE:PATH")]
     NoSuchDisk(String),
+    /// What a person gave names neither a node nor a disk.
+    #[error(
+        "{text:?} is neither a node (there are: {nodes}) nor a disk (its id, how that begins, or NODE:PATH)"
+    )]
+    NoTarget {
+        /// What was given.
+        text: String,
+        /// A few nodes that there are.
+        nodes: String,
+    },
     /// The name is taken by a volume that differs from the request.
     #[error("a volume named {name:?} exists already and differs: {difference}")]
     Exists {
@@ -214,7 +227,7 @@ pub trait Api: Send + Sync + 'static {
 }
 
 /// The pool at a glance.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Survey {
     /// The controller's reign.
     pub term: u64,
@@ -228,55 +241,6 @@ pub struct Survey {
     pub moves: Vec<MoveRow>,
     /// Disks that are being emptied.
     pub drains: Vec<DrainRow>,
-}
-
-/// What is to be emptied.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DrainTarget {
-    /// A disk.
-    Disk(DiskId),
-    /// Every disk of a node.
-    Node(NodeName),
-}
-
-/// A move of extents.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct MoveRow {
-    /// Whose.
-    pub volume: VolumeId,
-    /// The disk that they leave.
-    pub from: DiskId,
-    /// The disk that they go to.
-    pub to: DiskId,
-    /// The node that copies.
-    pub by: NodeName,
-    /// Why.
-    pub cause: MoveCause,
-    /// Bytes in all.
-    pub bytes: u64,
-    /// Bytes copied so far.
-    pub copied: u64,
-    /// Still being copied; afterwards the place that is left is being given up.
-    pub filling: bool,
-}
-
-/// A disk that is being emptied, or could be.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
-pub struct DrainRow {
-    /// The disk.
-    pub disk: DiskId,
-    /// Its node.
-    pub node: NodeName,
-    /// Volumes that have extents there.
-    pub volumes: usize,
-    /// Bytes of theirs.
-    pub left_bytes: u64,
-    /// Bytes that wait to be wiped.
-    pub wiping_bytes: u64,
-    /// Seconds until nothing is left, at the pace so far.
-    pub eta_s: Option<u64>,
-    /// Volumes that cannot leave now, each with why: the first few.
-    pub blocked: Vec<(String, String)>,
 }
 
 /// A node at a glance.

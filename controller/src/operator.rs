@@ -3,6 +3,8 @@
 //!
 //! Must not know: how anything is decided; who may ask is the listener's affair, but for the certificate checked here.
 
+mod drains;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use csi_proto::operator as wire;
@@ -388,6 +390,24 @@ impl wire::operator_server::Operator for Operator {
             drift: drift(&view.model),
             health: view.health.as_ref().map(health).unwrap_or_default(),
         }))
+    }
+
+    async fn drain(&self, r: Request<wire::DrainRequest>) -> Result<Response<wire::DrainResponse>, Status> {
+        let r = self.admit(r)?;
+        drains::drain(&self.core, r).await.map(Response::new).map_err(refuse)
+    }
+
+    async fn undrain(&self, r: Request<wire::DrainTarget>) -> Result<Response<wire::DrainResponse>, Status> {
+        let r = self.admit(r)?;
+        drains::undrain(&self.core, r.target).await.map(Response::new).map_err(refuse)
+    }
+
+    async fn drain_progress(
+        &self,
+        r: Request<wire::DrainTarget>,
+    ) -> Result<Response<wire::DrainResponse>, Status> {
+        let r = self.admit(r)?;
+        drains::progress(&self.core, r.target).await.map(Response::new).map_err(refuse)
     }
 
     async fn create_volume(

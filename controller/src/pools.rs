@@ -41,6 +41,7 @@ pub fn core_pool(name: PoolName, spec: &StoragePoolSpec) -> core::PoolSpec {
         },
         max_lenders: spec.max_lenders,
         reserve: spec.reserve.bytes(),
+        moving: spec.moving.policy(),
     }
 }
 

@@ -8,9 +8,11 @@ use crate::api::ApiError;
 pub(crate) fn status(e: &ApiError) -> Status {
     let code = match e {
         ApiError::Invalid(_) => Code::InvalidArgument,
-        ApiError::NoVolume(_) | ApiError::NoNode(_) | ApiError::NoDisk(_) | ApiError::NoSuchDisk(_) => {
-            Code::NotFound
-        }
+        ApiError::NoVolume(_)
+        | ApiError::NoNode(_)
+        | ApiError::NoDisk(_)
+        | ApiError::NoSuchDisk(_)
+        | ApiError::NoTarget { .. } => Code::NotFound,
         ApiError::Exists { .. } | ApiError::Incompatible(_) => Code::AlreadyExists,
         ApiError::NoRoom(_) => Code::ResourceExhausted,
         ApiError::OutOfRange(_) => Code::OutOfRange,

@@ -12,6 +12,8 @@ pub mod ids;
 pub mod layout;
 pub mod moving;
 pub mod names;
+pub mod planner;
+pub mod policy;
 pub mod record;
 pub mod stack;
 pub mod units;

@@ -280,10 +280,13 @@ fn obey(node: &str, g: wire::Goals) -> wire::Report {
             _ => wire::AttachmentState::AttachmentAbsent,
         };
         let map = a.map.unwrap_or_default();
+        let filling = map.segments.iter().any(|s| s.spare.as_ref().is_some_and(|p| p.filling));
+        let mirror = if filling { wire::MirrorState::MirrorWhole } else { wire::MirrorState::MirrorGone };
         wire::ObservedAttachment {
             volume: a.volume,
             epoch: a.epoch,
             state: open.into(),
+            mirror: Some(wire::Mirror { state: mirror.into(), ..wire::Mirror::default() }),
             size_bytes: map.segments.iter().map(|s| s.count).sum::<u64>() * map.extent_size,
             ..wire::ObservedAttachment::default()
         }

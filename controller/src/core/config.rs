@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use pool::{
     disk::DiskClass,
     ids::PoolName,
+    policy::MovePolicy,
     units::{Bytes, ExtentSize},
 };
 
@@ -59,6 +60,8 @@ pub struct PoolSpec {
     pub max_lenders: Option<u32>,
     /// Bytes of every disk that are kept for consumers on its own node.
     pub reserve: Bytes,
+    /// What moves by itself, and how many moves there may be at a time.
+    pub moving: MovePolicy,
 }
 
 impl PoolSpec {
@@ -73,6 +76,7 @@ impl PoolSpec {
             fresh_disks: FreshDisks::default(),
             max_lenders: None,
             reserve: Bytes::ZERO,
+            moving: MovePolicy::default(),
         }
     }
 }

@@ -298,7 +298,8 @@ impl Engine {
     /// Takes note that a person wants a disk emptied, or no longer.
     pub(super) fn wish(&mut self, id: DiskId, drain: bool) {
         if let Some(s) = self.disks.get_mut(&id) {
-            s.wish = Some(drain).filter(|_| !s.is_as_wished(drain));
+            // A write that is under way may be about to make it otherwise.
+            s.wish = Some(drain).filter(|_| s.pending.is_some() || !s.is_as_wished(drain));
         }
     }
 

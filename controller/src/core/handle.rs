@@ -12,6 +12,7 @@ use pool::{
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
+    drains::DrainProgress,
     engine::Engine,
     measures::{Measures, Tally},
     operate::{DiskLine, VolumeDetail, VolumeLine},
@@ -289,6 +290,22 @@ impl Handle {
     /// The controller is stopping.
     pub async fn known_nodes(&self) -> Result<std::collections::BTreeSet<NodeName>, ApiError> {
         self.question(Engine::known_nodes).await
+    }
+
+    /// The node or the disk that a person means.
+    ///
+    /// # Errors
+    /// None or several, or the controller is stopping.
+    pub async fn find_target(&self, text: String) -> Result<DrainTarget, ApiError> {
+        self.question(move |e| e.find_target(&text)).await?
+    }
+
+    /// How the emptying of a disk or a node goes, be it asked for or not.
+    ///
+    /// # Errors
+    /// There is no such thing, or the controller is stopping.
+    pub async fn drain_progress(&self, target: DrainTarget) -> Result<DrainProgress, ApiError> {
+        self.question(move |e| e.drain_progress(&target)).await?
     }
 
     /// Hands in what disks can lend.

@@ -1,32 +1,38 @@
 //! What moves and when: disks that are being emptied give their extents to others, a few runs at a time.
 //!
-//! Invariants: a disk is source of one move at a time and target of one; a volume has one move at a time; what cannot
+//! Invariants: a disk is source of no more moves at a time than its pool says, and target of no more, likewise a node; a volume has
+//! one move at a time; what cannot
 //! move now is left for later with a reason that people can read. Everything that must survive is in the records of
-//! disks (draining) and volumes (the move); the mover itself forgets. Must not know: how a move goes (`moves`).
+//! disks (draining) and volumes (the move); the mover itself forgets. Must not know: how a move goes
+//! (`moves`), what people ask (`drains`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     time::Duration,
 };
 
 use pool::{
-    access::{Event, Mode, Outcome},
-    disk::{DiskEvent, DiskState},
+    access::{Access, Event, Mode, Outcome},
+    disk::{DiskState, LastSeen},
     ids::{DiskId, NodeName, VolumeId},
     layout::Locality,
     moving::{Mirror, MoveCause, Piece},
     record::{Lifecycle, VolumeRecord},
-    units::{Bytes, Extents},
+    units::Extents,
     volume::{Leg, Map, Run, Segment},
 };
 
 use super::{
     engine::{Engine, Timer},
     grow::placement,
-    volume::{After, Pending, Reply, answer},
+    load::MoveLoad,
+    pace::PaceLog,
+    stays::Stays,
+    volume::{After, Pending, Reply, Volume},
 };
 use crate::{
-    api::{ApiError, DrainRow, DrainTarget, MoveRow},
+    api::{DrainRow, MoveRow},
     fault::Cause,
 };
 
@@ -36,8 +42,6 @@ const LOOK: Duration = Duration::from_millis(500);
 const AGAIN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 /// Volumes of a disk that are looked at in one go.
 const LOOKED_AT: usize = 256;
-/// Reasons that are kept for people, a disk.
-const REASONS: usize = 16;
 
 /// The mover's memory.
 #[derive(Default)]
@@ -45,15 +49,17 @@ pub(super) struct Mover {
     /// When it looks next.
     at: Option<Duration>,
     /// Volumes with a move, or held for one.
-    busy: BTreeSet<VolumeId>,
+    pub(super) busy: BTreeSet<VolumeId>,
     /// Volumes whose last move was called off: not before then, and how often in a row.
     again: BTreeMap<VolumeId, (Duration, u32)>,
     /// Why volumes on a disk that is being emptied stay for now.
-    stay: BTreeMap<DiskId, BTreeMap<VolumeId, String>>,
+    pub(super) stay: BTreeMap<DiskId, BTreeMap<VolumeId, Stays>>,
+    /// The volume on each disk with which the next look begins.
+    looked: BTreeMap<DiskId, VolumeId>,
     /// Requests to empty disks that are not on record yet.
-    asked: Vec<(Vec<DiskId>, Reply<Vec<DrainRow>>)>,
-    /// Bytes moved off each disk since this controller began, and since when.
-    moved: BTreeMap<DiskId, (Duration, Bytes)>,
+    pub(super) asked: Vec<(Vec<DiskId>, Reply<Vec<DrainRow>>)>,
+    /// How fast disks are emptied.
+    pub(super) paces: BTreeMap<DiskId, PaceLog>,
 }
 
 impl Engine {
@@ -91,8 +97,9 @@ impl Engine {
                 let bytes = old.extent_size.checked_bytes_of(s.leg_count()).unwrap_or_default();
                 self.mover.again.remove(&id);
                 self.wake_mover();
-                let (_, sum) = self.mover.moved.entry(from).or_insert((self.now.mono, Bytes::ZERO));
-                *sum = Bytes::new(sum.get().saturating_add(bytes.get()));
+                if let Some(p) = self.mover.paces.get_mut(&from) {
+                    p.left(bytes);
+                }
                 return;
             }
             Cause::MoveAbort => {}
@@ -114,10 +121,10 @@ impl Engine {
         let draining: Vec<DiskId> = self
             .disks
             .values()
-            .filter(|s| s.record.disk.state == DiskState::Draining)
+            .filter(|s| is_draining(s.record.disk.state))
             .map(|s| s.record.disk.id)
             .collect();
-        self.mover.stay.retain(|d, _| draining.contains(d));
+        self.keep_pace(&draining);
         let mut wanted = BTreeSet::new();
         for disk in &draining {
             self.empty(*disk, &mut wanted);
@@ -129,53 +136,75 @@ impl Engine {
         }
     }
 
-    /// Begins the next move off a disk, unless one is under way. `wanted`: volumes that are to be held for it.
+    /// Takes note of how fast the disks are emptied, and forgets the others.
+    fn keep_pace(&mut self, draining: &[DiskId]) {
+        let known: BTreeSet<DiskId> = draining.iter().copied().collect();
+        self.mover.stay.retain(|d, _| known.contains(d));
+        self.mover.looked.retain(|d, _| known.contains(d));
+        self.mover.paces.retain(|d, _| known.contains(d));
+        let mut copied: BTreeMap<DiskId, u64> = BTreeMap::new();
+        for m in self.move_rows().into_iter().filter(|m| m.filling) {
+            *copied.entry(m.from).or_default() += m.copied;
+        }
+        for d in known {
+            let copied = copied.get(&d).copied().unwrap_or(0);
+            self.mover.paces.entry(d).or_default().mark(self.now.mono, copied);
+        }
+    }
+
+    /// Begins the next move off a disk, unless as many as may are under way. `wanted`: volumes that are to be held for it.
     fn empty(&mut self, disk: DiskId, wanted: &mut BTreeSet<VolumeId>) {
-        let owners: BTreeSet<VolumeId> = self.pool.owners(disk).map(|(v, _)| v).take(LOOKED_AT).collect();
-        let is_busy = |d: DiskId, map: &Map| map.spare().is_some() && map.disks().contains(&d);
-        if let Some(v) = owners.iter().find(|v| {
-            self.volumes.get(v).is_some_and(|v| v.record.moving.is_some() && is_busy(disk, &v.record.map))
-        }) {
-            wanted.insert(*v);
+        let owners: BTreeSet<VolumeId> = self.pool.owners(disk).map(|(v, _)| v).collect();
+        let load = self.move_load();
+        let under_way = self.mover.busy.iter().filter(|v| {
+            let touches = |v: &Volume| v.record.moving.is_some() && v.record.map.disks().contains(&disk);
+            owners.contains(*v) && self.volumes.get(v).is_some_and(touches)
+        });
+        let before = wanted.len();
+        wanted.extend(under_way.copied());
+        if wanted.len() - before >= load.limits(self, disk).per_disk as usize {
             return;
         }
-        let mut stay = BTreeMap::new();
-        for id in owners {
-            match self.try_move(id, disk) {
+        let mut stay = self.mover.stay.remove(&disk).unwrap_or_default();
+        stay.retain(|v, _| owners.contains(v));
+        // On from where the last look ended: a disk may have more volumes that cannot move than one look sees.
+        let from = self.mover.looked.remove(&disk).map_or(Bound::Unbounded, Bound::Included);
+        let on = owners.range((from, Bound::Unbounded));
+        let round: Vec<VolumeId> =
+            on.chain(owners.iter()).take(LOOKED_AT.min(owners.len())).copied().collect();
+        for id in round {
+            self.mover.looked.insert(disk, id);
+            match self.try_move(id, disk, &load) {
                 Ok(()) => {
+                    stay.remove(&id);
                     wanted.insert(id);
                     break;
                 }
-                Err(why) => {
-                    if stay.len() < REASONS {
-                        stay.insert(id, why);
-                    }
-                }
+                Err(why) => drop(stay.insert(id, why)),
             }
         }
         self.mover.stay.insert(disk, stay);
     }
 
     /// Begins to move a piece of `id` off `disk`, or to hold the volume for it.
-    fn try_move(&mut self, id: VolumeId, disk: DiskId) -> Result<(), String> {
+    fn try_move(&mut self, id: VolumeId, disk: DiskId, load: &MoveLoad) -> Result<(), Stays> {
         let now = self.now.mono;
         if let Some((at, n)) = self.mover.again.get(&id).filter(|(at, _)| *at > now) {
-            let wait = at.saturating_sub(now).as_secs() + 1;
-            return Err(format!("its last {n} moves were called off: again in {wait} s"));
+            return Err(Stays::CalledOff { times: *n, wait: at.saturating_sub(now) });
         }
-        let v = self.volumes.get(&id).ok_or("it is gone")?;
+        let v = self.volumes.get(&id).ok_or(Stays::Gone)?;
         let r = &v.record;
         if r.lifecycle == Lifecycle::Deleting {
-            return Err("it is being deleted".to_owned());
+            return Err(Stays::Deleting);
         }
         if v.pending.is_some() || r.moving.is_some() {
-            return Err("it is being changed".to_owned());
+            return Err(Stays::Changing);
         }
-        let piece = self.plan_piece(r, disk)?;
+        let piece = self.plan_piece(r, disk, load)?;
         if r.access.is_idle() {
             return self.hold(id, disk);
         }
-        self.begin_move(id, piece, MoveCause::Drain)?;
+        self.begin_move(id, piece, MoveCause::Drain).map_err(Stays::Other)?;
         self.note_mover(id);
         Ok(())
     }
@@ -186,57 +215,79 @@ impl Engine {
     }
 
     /// The next piece of a volume to leave a disk, with its new place; or why there is none now.
-    fn plan_piece(&self, r: &VolumeRecord, disk: DiskId) -> Result<Piece, String> {
-        let piece = piece_on(&r.map, disk, self.most(r)).ok_or("its extents there wait to be wiped")?;
-        let to = self.new_place(r, piece, disk)?;
-        if !r.access.is_idle() && r.access.sole_holder().is_none() {
-            return Err(match r.access.holders().len() {
-                0 => "it is being detached".to_owned(),
-                1 => "it is held to read only, or is being attached".to_owned(),
-                _ => "it is held by several nodes: when it is held by one again".to_owned(),
-            });
+    fn plan_piece(&self, r: &VolumeRecord, disk: DiskId, load: &MoveLoad) -> Result<Piece, Stays> {
+        let piece = piece_on(&r.map, disk, self.most(r)).ok_or(Stays::Wiping)?;
+        if let Some(why) = self.bound(r, disk) {
+            return Err(why);
         }
+        let to = self.new_place(r, piece, disk, &BTreeSet::new())?;
+        load.admits(self, r, disk, to.disk)?;
         Ok(Piece { count: to.count, to: Leg { disk: to.disk, first: to.first }, ..piece })
     }
 
-    /// Where a piece goes: one run of at most its extents.
-    fn new_place(&self, r: &VolumeRecord, piece: Piece, from: DiskId) -> Result<Run, String> {
+    /// What keeps a volume's extents on a disk, room elsewhere or not.
+    pub(super) fn bound(&self, r: &VolumeRecord, disk: DiskId) -> Option<Stays> {
+        let d = &self.disks.get(&disk)?.record.disk;
+        if let DiskState::Missing { .. } = d.state {
+            return Some(Stays::Missing(disk));
+        }
+        let silent = |n: &NodeName, part| {
+            let silence = self.silence(n);
+            (!self.alive(n)).then(|| Stays::Silent { node: n.clone(), part, silence })
+        };
+        if let Some(s) = silent(&d.node, "has the disk") {
+            return Some(s);
+        }
+        if r.access.is_idle() {
+            return None;
+        }
+        if let Some(holder) = r.access.sole_holder() {
+            return silent(holder, "holds it");
+        }
+        let holders = r.access.holders();
+        match (&r.access.access, holders.as_slice()) {
+            (Access::Attached { holders }, [only]) if holders.values().any(|m| m.read_only) => {
+                Some(Stays::ReadOnly(only.clone()))
+            }
+            (_, [] | [_]) => Some(Stays::Turning),
+            (_, [_, _, ..]) => Some(Stays::Several(holders)),
+        }
+    }
+
+    /// Where a piece goes: one run of at most its extents, and on none of the disks in `not`.
+    pub(super) fn new_place(
+        &self,
+        r: &VolumeRecord,
+        piece: Piece,
+        from: DiskId,
+        not: &BTreeSet<DiskId>,
+    ) -> Result<Run, Stays> {
         let user = r.access.users().first().cloned();
         let host = self.disks.get(&from).map(|s| s.record.disk.node.clone());
         let segment = r.map.0.iter().find(|s| s.start <= piece.start && piece.start < s.end());
         let places = segment.into_iter().flat_map(Segment::places).map(|l| l.disk);
-        let avoid = places.chain(r.retired.iter().map(|r| r.disk)).collect();
         let whole = segment.is_some_and(|s| s.stripe.is_some());
         let mut request = placement(&r.params, &r.pool, Extents::new(1));
         // The lender that is left goes, in time, for the one that comes.
         request.max_lenders = request.max_lenders.saturating_add(1);
         request.existing = r.map.clone();
-        request.avoid = avoid;
+        request.avoid = places.chain(r.retired.iter().map(|r| r.disk)).chain(not.iter().copied()).collect();
         request.seed = piece.start.get();
         request.home = match r.params.locality {
             Locality::Prefer => user.or(host.filter(|_| r.access.users().is_empty())),
             Locality::Require | Locality::None => None,
         };
-        let run = self.pool.plan_run(&request, piece.count).map_err(|e| e.to_string())?;
+        let run = self.pool.plan_run(&request, piece.count).map_err(Stays::NoRoom)?;
         if whole && run.count < piece.count {
-            return Err(format!("no disk has room for a whole stripe of {} extents", piece.count));
-        }
-        let busy = self.mover.busy.iter().filter_map(|id| self.volumes.get(id)?.record.map.spare());
-        let mut targets = busy.filter(|(_, p)| p.filling).map(|(_, p)| p.place.disk);
-        if targets.any(|d| d == run.disk) {
-            return Err("the disk that it would go to is taking something else at the moment".to_owned());
+            return Err(Stays::NoStripe(r.extent_size.checked_bytes_of(piece.count).unwrap_or_default()));
         }
         Ok(run)
     }
 
     /// Has the host of `disk` hold a volume that nobody uses, so that it can move.
-    fn hold(&mut self, id: VolumeId, disk: DiskId) -> Result<(), String> {
-        let node =
-            self.disks.get(&disk).map(|s| s.record.disk.node.clone()).ok_or("its disk is not on record")?;
-        if !self.alive(&node) {
-            return Err(format!("node {node} has not been heard of for {}", self.silence(&node)));
-        }
-        self.turn(id, &Event::Attach { node, mode: Mode::UPKEEP })
+    fn hold(&mut self, id: VolumeId, disk: DiskId) -> Result<(), Stays> {
+        let node = self.disks.get(&disk).map(|s| s.record.disk.node.clone()).ok_or(Stays::Missing(disk))?;
+        self.turn(id, &Event::Attach { node, mode: Mode::UPKEEP }).map_err(Stays::Other)
     }
 
     /// Has an event of the controller's own happen to a volume's access.
@@ -270,105 +321,6 @@ impl Engine {
         }
     }
 
-    /// Begins or ends the emptying of a disk, or of every disk of a node; answers once that is on record. `dry_run` only
-    /// says what there is to do.
-    pub(super) fn drain(
-        &mut self,
-        target: &DrainTarget,
-        undo: bool,
-        dry_run: bool,
-        reply: Reply<Vec<DrainRow>>,
-    ) {
-        let disks = match self.drained_by(target, undo) {
-            Ok(disks) => disks,
-            Err(e) => return answer(reply, Err(e)),
-        };
-        if dry_run {
-            let rows = disks.iter().filter_map(|d| self.drain_row(*d, true)).collect();
-            return answer(reply, Ok(rows));
-        }
-        for d in &disks {
-            self.wish(*d, !undo);
-            self.advance_disk(*d);
-        }
-        self.mover.asked.push((disks, reply));
-        self.answer_drains();
-    }
-
-    /// Answers the requests to empty disks that are on record.
-    pub(super) fn answer_drains(&mut self) {
-        let (open, done): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.mover.asked).into_iter().partition(|(disks, _)| {
-                disks.iter().any(|d| self.disks.get(d).is_some_and(super::disks::DiskSlot::has_wish))
-            });
-        self.mover.asked = open;
-        for (disks, reply) in done {
-            let rows = disks.iter().filter_map(|d| self.drain_row(*d, false)).collect();
-            answer(reply, Ok(rows));
-        }
-    }
-
-    /// The disks that a request to empty means, if all of them may be.
-    fn drained_by(&self, target: &DrainTarget, undo: bool) -> Result<Vec<DiskId>, ApiError> {
-        let disks: Vec<DiskId> = match target {
-            DrainTarget::Disk(d) if self.disks.contains_key(d) => vec![*d],
-            DrainTarget::Disk(d) => return Err(ApiError::NoDisk(*d)),
-            DrainTarget::Node(n) => {
-                if self.nodes.get(n).is_none_or(|n| n.record.is_none()) {
-                    return Err(ApiError::NoNode(n.to_string()));
-                }
-                self.disks.values().map(|s| &s.record.disk).filter(|d| d.node == *n).map(|d| d.id).collect()
-            }
-        };
-        let event = if undo { DiskEvent::Undrain } else { DiskEvent::Drain };
-        for d in &disks {
-            let state = self.disks.get(d).map(|s| s.record.disk.state);
-            if let Some(Err(e)) = state.map(|s| s.after(event)) {
-                return Err(ApiError::Precondition(format!("disk {d}: {e}")));
-            }
-        }
-        Ok(disks)
-    }
-
-    /// What is left to do on a disk that is being emptied; `all`: on any disk, with what would keep volumes there.
-    pub(super) fn drain_row(&self, disk: DiskId, all: bool) -> Option<DrainRow> {
-        let d = &self.disks.get(&disk)?.record.disk;
-        if d.state != DiskState::Draining && !all {
-            return None;
-        }
-        let mut left: BTreeMap<VolumeId, u64> = BTreeMap::new();
-        for (v, run) in self.pool.owners(disk) {
-            let bytes = d.extent_size.checked_bytes_of(run.count).map_or(0, Bytes::get);
-            *left.entry(v).or_default() += bytes;
-        }
-        let usage = self.pool.usage(disk);
-        let wiping = usage.and_then(|u| d.extent_size.checked_bytes_of(u.set_aside)).map_or(0, Bytes::get);
-        let mut blocked: BTreeMap<VolumeId, String> = self.mover.stay.get(&disk).cloned().unwrap_or_default();
-        if all && d.state != DiskState::Draining {
-            blocked =
-                left.keys().take(LOOKED_AT).filter_map(|v| Some((*v, self.would_stay(*v, disk)?))).collect();
-        }
-        let left_bytes: u64 = left.values().sum();
-        let rate = self.mover.moved.get(&disk).map(|(since, bytes)| {
-            bytes.get() as f64 / self.now.mono.saturating_sub(*since).as_secs_f64().max(1.0)
-        });
-        let eta_s = rate.filter(|r| *r > 0.0).map(|r| (left_bytes as f64 / r).ceil() as u64);
-        Some(DrainRow {
-            disk,
-            node: d.node.clone(),
-            volumes: left.len(),
-            left_bytes,
-            wiping_bytes: wiping,
-            eta_s,
-            blocked: blocked.into_iter().map(|(v, why)| (v.to_string(), why)).collect(),
-        })
-    }
-
-    /// Why a volume would stay on a disk that is to be emptied, as things are.
-    fn would_stay(&self, id: VolumeId, disk: DiskId) -> Option<String> {
-        self.plan_piece(&self.volumes.get(&id)?.record, disk).err()
-    }
-
     /// Moves under way.
     pub(super) fn move_rows(&self) -> Vec<MoveRow> {
         let row = |id: &VolumeId| {
@@ -385,8 +337,10 @@ impl Engine {
             };
             Some(MoveRow {
                 volume: *id,
+                name: v.record.name.clone(),
                 from: from.disk,
                 to: to.disk,
+                to_node: self.disks.get(&to.disk)?.record.disk.node.clone(),
                 by: m.by.clone(),
                 cause: m.cause,
                 bytes,
@@ -398,9 +352,20 @@ impl Engine {
     }
 }
 
+/// Whether a disk is to be emptied, be it there or not.
+pub(super) fn is_draining(state: DiskState) -> bool {
+    match state {
+        DiskState::Draining | DiskState::Missing { was: LastSeen::Draining } => true,
+        DiskState::Claimed
+        | DiskState::Serving
+        | DiskState::Missing { was: LastSeen::Claimed | LastSeen::Serving }
+        | DiskState::Released => false,
+    }
+}
+
 /// The first piece of a map on a disk, its target open: a linear segment's first `most` extents, or a whole leg of a
 /// striped one.
-fn piece_on(map: &Map, disk: DiskId, most: Extents) -> Option<Piece> {
+pub(super) fn piece_on(map: &Map, disk: DiskId, most: Extents) -> Option<Piece> {
     map.0.iter().find_map(|s| {
         let leg = s.legs.iter().position(|l| l.disk == disk)?;
         let count = if s.stripe.is_some() { s.leg_count() } else { s.count.min(most) };

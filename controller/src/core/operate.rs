@@ -16,7 +16,10 @@ use pool::{
 };
 
 use super::{disks::DiskSlot, engine::Engine, measures::phase, query, volume::Volume};
-use crate::api::{ApiError, DiskRow, NodeRow};
+use crate::api::{ApiError, DiskRow, DrainTarget, NodeRow};
+
+/// Nodes that are named to a person who misspelled one.
+const NAMED_NODES: usize = 16;
 
 /// A disk with its loans.
 #[derive(Clone, Debug)]
@@ -98,6 +101,22 @@ impl Engine {
             (Some(_), Some(_)) => {
                 Err(ApiError::Invalid(format!("several disks begin with {text:?}: say more of it")))
             }
+        }
+    }
+
+    /// The node or the disk that a person means: a node's name counts first.
+    pub(super) fn find_target(&self, text: &str) -> Result<DrainTarget, ApiError> {
+        let nodes = self.known_nodes();
+        if let Some(n) = text.parse().ok().filter(|n| nodes.contains(n)) {
+            return Ok(DrainTarget::Node(n));
+        }
+        match self.find_disk(text) {
+            Ok(line) => Ok(DrainTarget::Disk(line.row.disk)),
+            Err(ApiError::NoSuchDisk(_)) => {
+                let names: Vec<_> = nodes.iter().take(NAMED_NODES).map(NodeName::as_str).collect();
+                Err(ApiError::NoTarget { text: text.to_owned(), nodes: names.join(", ") })
+            }
+            Err(e) => Err(e),
         }
     }
 

@@ -177,7 +177,7 @@ impl Engine {
             disks: self.disks.values().filter(|s| s.is_stored()).map(|s| self.disk_row(s)).collect(),
             volumes: self.volumes.values().filter(|v| v.version.is_some()).map(volume_row).collect(),
             moves: self.move_rows(),
-            drains: self.disks.keys().filter_map(|d| self.drain_row(*d, false)).collect(),
+            drains: self.drain_rows(),
         }
     }
 

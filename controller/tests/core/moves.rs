@@ -97,7 +97,7 @@ async fn what_has_no_place_elsewhere_stays_and_says_why() {
         s.drains.into_iter().find(|d| d.left_bytes == extents(4).get() && !d.blocked.is_empty())
     })
     .await;
-    assert!(row.blocked[0].1.contains("missing"), "{row:?}");
+    assert!(row.blocked[0].why.contains("missing"), "{row:?}");
     assert!(rig.core.drain(DrainTarget::Disk(DiskId::from_u128(9)), false, false).await.is_err());
     rig.end().await;
 }
