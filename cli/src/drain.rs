@@ -11,6 +11,7 @@ use std::{
 
 use csi_proto::operator as wire;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use tokio::signal::unix::{SignalKind, signal};
 use tonic::Code;
 
 use crate::{
@@ -279,7 +280,8 @@ async fn wait(
     let mut screen = Screen::new(how, Duration::from_secs(d.every), &meant(&first))?;
     let mut p = first;
     // One for all the time: what is pressed between two looks counts as well.
-    let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
+    let mut interrupt = signal(SignalKind::interrupt())
+        .map_err(|e| Error::Unfinished(format!("Ctrl-C cannot be heard: {e}; {}", goes_on(&d.target))))?;
     loop {
         if is_done(&p) {
             let text = ended(&p, &d.target);
@@ -303,7 +305,7 @@ async fn wait(
         }
         p = tokio::select! {
             p = async { tokio::time::sleep(LOOK).await; look(c, to, &d.target).await } => p?,
-            _ = &mut interrupt => return Err(Error::Interrupted(goes_on(&d.target))),
+            _ = interrupt.recv() => return Err(Error::Interrupted(goes_on(&d.target))),
         };
     }
 }

@@ -112,6 +112,9 @@ async fn a_node_is_drained_and_taken_back() {
         s.json(&["disks"]).as_array().unwrap().iter().find(|d| d["node"] == "n2").unwrap()["disk"].clone();
     let said = s.fails(&["drain", id.as_str().unwrap(), "--timeout", "3s"]);
     assert!(said.contains("is not drained yet") && said.contains("the drain goes on"), "{said}");
+    let (code, said) = s.interrupted(&["drain", "n2"]);
+    assert_eq!(code, Some(130), "{said}");
+    assert!(said.contains("the drain goes on: `weir drain n2` waits for it again"), "{said}");
     let text = s.ok(&["drain", "n2:/dev/n2", "--no-wait"]);
     assert!(text.contains("is being drained already"), "{text}");
     s.ok(&["undrain", "n2"]);

@@ -5,7 +5,7 @@ use std::{
     fs,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -199,6 +199,10 @@ impl Stand {
     }
 
     fn run(&self, who: &str, args: &[&str]) -> Output {
+        self.command(who, args).output().unwrap()
+    }
+
+    fn command(&self, who: &str, args: &[&str]) -> Command {
         let file = |name: String| -> PathBuf { self.dir.path().join(name) };
         let mut c = Command::new(env!("CARGO_BIN_EXE_weir"));
         c.env_clear().env("HOME", self.dir.path()).env("COLUMNS", "400");
@@ -208,7 +212,8 @@ impl Stand {
                 .env("WEIR_CERT", file(format!("{who}.crt")))
                 .env("WEIR_KEY", file(format!("{who}.key")));
         }
-        c.args(args).output().unwrap()
+        c.args(args);
+        c
     }
 
     pub(crate) fn ok(&self, args: &[&str]) -> String {
@@ -243,6 +248,21 @@ impl Stand {
 
     pub(crate) fn json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&self.ok(&[args, &["-o", "json"]].concat())).unwrap()
+    }
+
+    /// Runs it until it has written a line, and presses Ctrl-C then: its exit code and what it said on stderr.
+    pub(crate) fn interrupted(&self, args: &[&str]) -> (Option<i32>, String) {
+        use std::io::{BufRead as _, BufReader, Read as _};
+        let mut child =
+            self.command("me", args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(!line.is_empty());
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (child.wait().unwrap().code(), said)
     }
 
     pub(crate) fn fails(&self, args: &[&str]) -> String {
