@@ -17,6 +17,7 @@ mod moves;
 mod nodes;
 mod operate;
 mod pace;
+mod proposals;
 mod publish;
 mod query;
 mod report;

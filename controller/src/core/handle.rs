@@ -7,6 +7,7 @@ use pool::{
     access::Mode,
     ids::{DiskId, NodeName, Term, VolumeId},
     layout::Sharing,
+    planner::Proposal,
     units::Bytes,
 };
 use tokio::sync::{mpsc, oneshot};
@@ -43,6 +44,7 @@ pub(super) enum Command {
     Attach { id: VolumeId, node: NodeName, capability: Capability, wait: bool, reply: Reply<Attached> },
     Detach { id: VolumeId, node: Option<NodeName>, wait: bool, reply: Reply<()> },
     Drain { target: DrainTarget, undo: bool, dry_run: bool, reply: Reply<Vec<DrainRow>> },
+    Propose { all: Vec<Proposal>, reply: Reply<Vec<(VolumeId, String)>> },
     Ask(Question),
     Open { hello: Box<Hello>, out: Arc<Outbox>, reply: oneshot::Sender<u64> },
     Heard { node: NodeName, session: u64, report: Option<Box<Report>> },
@@ -79,6 +81,7 @@ impl Engine {
             Command::Drain { target, undo, dry_run, reply } => {
                 self.drain(&target, undo, dry_run, reply);
             }
+            Command::Propose { all, reply } => self.take_proposals(&all, reply),
             Command::Ask(question) => question(self),
             Command::Open { hello, out, reply } => {
                 let (node, session) = (hello.node.clone(), self.open_session(*hello, out));
@@ -306,6 +309,14 @@ impl Handle {
     /// There is no such thing, or the controller is stopping.
     pub async fn drain_progress(&self, target: DrainTarget) -> Result<DrainProgress, ApiError> {
         self.question(move |e| e.drain_progress(&target)).await?
+    }
+
+    /// Has moves begun that are worth while; gives those that may not begin now, and why.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn propose(&self, all: Vec<Proposal>) -> Result<Vec<(VolumeId, String)>, ApiError> {
+        self.request(|reply| Command::Propose { all, reply }).await
     }
 
     /// Hands in what disks can lend.

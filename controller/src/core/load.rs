@@ -14,6 +14,7 @@ use super::{engine::Engine, stays::Stays};
 /// Moves under way.
 #[derive(Clone, Debug, Default)]
 pub(super) struct MoveLoad {
+    from: BTreeMap<DiskId, u32>,
     to: BTreeMap<DiskId, u32>,
     nodes: BTreeMap<NodeName, u32>,
 }
@@ -24,10 +25,13 @@ impl Engine {
         let mut load = MoveLoad::default();
         for r in self.mover.busy.iter().filter_map(|id| Some(&self.volumes.get(id)?.record)) {
             let (Some(m), Some((s, spare))) = (&r.moving, r.map.spare()) else { continue };
+            let leg = s.legs.get(spare.leg as usize).map(|l| l.disk);
             if spare.filling {
                 *load.to.entry(spare.place.disk).or_default() += 1;
             }
-            let leg = s.legs.get(spare.leg as usize).map(|l| l.disk);
+            if let Some(from) = if spare.filling { leg } else { Some(spare.place.disk) } {
+                *load.from.entry(from).or_default() += 1;
+            }
             let ends = leg.into_iter().chain([spare.place.disk]);
             let hosts = ends.filter_map(|d| self.host_of(d));
             for n in hosts.chain([m.by.clone()]).collect::<BTreeSet<_>>() {
@@ -48,6 +52,11 @@ impl MoveLoad {
     pub(super) fn limits(&self, e: &Engine, disk: DiskId) -> Budget {
         let spec = e.disks.get(&disk).and_then(|s| e.specs.get(&s.record.disk.pool));
         spec.map(|s| s.moving.budget).unwrap_or_default()
+    }
+
+    /// Moves off a disk.
+    pub(super) fn off(&self, disk: DiskId) -> u32 {
+        self.from.get(&disk).copied().unwrap_or(0)
     }
 
     /// Whether another move of this volume may begin.

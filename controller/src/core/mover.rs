@@ -18,6 +18,7 @@ use pool::{
     ids::{DiskId, NodeName, VolumeId},
     layout::Locality,
     moving::{Mirror, MoveCause, Piece},
+    policy::Spent,
     record::{Lifecycle, VolumeRecord},
     units::Extents,
     volume::{Leg, Map, Run, Segment},
@@ -60,6 +61,8 @@ pub(super) struct Mover {
     pub(super) asked: Vec<(Vec<DiskId>, Reply<Vec<DrainRow>>)>,
     /// How fast disks are emptied.
     pub(super) paces: BTreeMap<DiskId, PaceLog>,
+    /// What moves that can wait have used of their budgets since this controller began.
+    pub(super) spent: Spent,
 }
 
 impl Engine {
@@ -188,9 +191,8 @@ impl Engine {
 
     /// Begins to move a piece of `id` off `disk`, or to hold the volume for it.
     fn try_move(&mut self, id: VolumeId, disk: DiskId, load: &MoveLoad) -> Result<(), Stays> {
-        let now = self.now.mono;
-        if let Some((at, n)) = self.mover.again.get(&id).filter(|(at, _)| *at > now) {
-            return Err(Stays::CalledOff { times: *n, wait: at.saturating_sub(now) });
+        if let Some((times, wait)) = self.backs_off(id) {
+            return Err(Stays::CalledOff { times, wait });
         }
         let v = self.volumes.get(&id).ok_or(Stays::Gone)?;
         let r = &v.record;
@@ -204,9 +206,15 @@ impl Engine {
         if r.access.is_idle() {
             return self.hold(id, disk);
         }
-        self.begin_move(id, piece, MoveCause::Drain).map_err(Stays::Other)?;
+        self.begin_move(id, piece, MoveCause::Drain, "the disk is being emptied").map_err(Stays::Other)?;
         self.note_mover(id);
         Ok(())
+    }
+
+    /// How often in a row moves of a volume were called off, and for how long it is left alone now.
+    pub(super) fn backs_off(&self, id: VolumeId) -> Option<(u32, Duration)> {
+        let now = self.now.mono;
+        self.mover.again.get(&id).filter(|(at, _)| *at > now).map(|(at, n)| (*n, at.saturating_sub(now)))
     }
 
     /// Extents of a volume that are moved at a time.

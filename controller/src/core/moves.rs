@@ -79,14 +79,20 @@ impl Engine {
         }
     }
 
-    /// Begins to move a piece of a volume; its target is free.
-    pub(super) fn begin_move(&mut self, id: VolumeId, piece: Piece, cause: MoveCause) -> Result<(), String> {
+    /// Begins to move a piece of a volume; its target is free. `why` is for people.
+    pub(super) fn begin_move(
+        &mut self,
+        id: VolumeId,
+        piece: Piece,
+        cause: MoveCause,
+        why: &str,
+    ) -> Result<(), String> {
         let v = self.volumes.get(&id).filter(|v| v.pending.is_none()).ok_or("a write is under way")?;
         let mut next = v.record.begin_move(piece, cause).map_err(|e| e.to_string())?;
         let run = Run { disk: piece.to.disk, first: piece.to.first, count: piece.count };
         let what = describe(&next).unwrap_or_default();
-        next.note(self.now.unix_ms, format!("{what}: begins ({cause})"));
-        tracing::info!(volume = %id, epoch = %next.access.epoch, %cause, "{what}: begins");
+        next.note(self.now.unix_ms, format!("{what}: begins ({cause}: {why})"));
+        tracing::info!(volume = %id, epoch = %next.access.epoch, %cause, why, "{what}: begins");
         self.pool.take_run(id, run).map_err(|e| e.to_string())?;
         let step = Step { next, cause: Cause::MoveBegin, after: After::Nothing };
         self.write_volume(id, Pending { reserved: vec![run], ..step.into() });

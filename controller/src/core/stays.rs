@@ -5,6 +5,8 @@ use std::time::Duration;
 use pool::{
     alloc::Refusal,
     ids::{DiskId, NodeName},
+    moving::MoveCause,
+    policy::Over,
     units::Bytes,
 };
 
@@ -40,6 +42,15 @@ pub(super) enum Stays {
     /// The one disk with room has something else to do.
     #[error("the disk that it would go to is taking something else at the moment")]
     TargetTaken,
+    /// The disk that it would leave gives something else away.
+    #[error("the disk that it would leave is giving something else away at the moment")]
+    SourceBusy,
+    /// The pool does not want it, or a drain comes first.
+    #[error("the pool's policy has no {0}, or the disk is being drained anyway")]
+    Unwanted(MoveCause),
+    /// The budget is spent.
+    #[error("the budget is spent: {0}")]
+    Over(Over),
     /// A node has moves enough.
     #[error(
         "node {node} has to do with {most} moves already, as many as its pool allows (moving.movesPerNode)"
@@ -88,6 +99,9 @@ impl Stays {
             | Stays::Wiping
             | Stays::TargetTaken
             | Stays::NodeBusy { .. }
+            | Stays::SourceBusy
+            | Stays::Unwanted(_)
+            | Stays::Over(_)
             | Stays::Turning
             | Stays::Other(_) => true,
             Stays::NoRoom(_)
@@ -113,6 +127,9 @@ impl Stays {
             | Stays::Wiping
             | Stays::TargetTaken
             | Stays::NodeBusy { .. }
+            | Stays::SourceBusy
+            | Stays::Unwanted(_)
+            | Stays::Over(_)
             | Stays::Turning
             | Stays::Other(_) => "",
             Stays::CalledOff { .. } => "weir explain VOLUME says why they were",

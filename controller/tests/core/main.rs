@@ -6,6 +6,7 @@ mod kubernetes;
 mod moves;
 mod node;
 mod plans;
+mod proposals;
 mod restart;
 mod scale;
 mod store;
