@@ -213,7 +213,8 @@ async fn a_disk_whose_node_is_dead_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn more_volumes_that_cannot_move_than_one_look_sees_do_not_hold_up_the_rest() {
-    let rig = Rig::new(&[300, 10]).await;
+    let config = CoreConfig { lease: Duration::from_secs(20), ..quick() };
+    let rig = Rig::over(config, Arc::new(Memory::default()), &[300, 10]).await;
     // All but the last, by id, are only read.
     let mut all = vec![];
     for i in 0..262 {
