@@ -47,9 +47,14 @@ pub struct Wipe {
     #[schemars(schema_with = "schema::names")]
     pub consumers: BTreeSet<NodeName>,
     /// Epoch of the volume's record that gave them up; 0 for a fresh disk.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_none_yet")]
     #[schemars(with = "u64")]
     pub epoch: Epoch,
+}
+
+/// Not written then, so that a controller that does not know it yet can read what newer definitions serve.
+fn is_none_yet(e: &Epoch) -> bool {
+    *e == Epoch::default()
 }
 
 /// What the controller has on record about a disk. The resource's name is the disk's id, which stands in its label.

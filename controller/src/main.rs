@@ -39,7 +39,7 @@ fn main() -> ExitCode {
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("weir-controller: {e}");
+            eprintln!("weir-controller: {}", observe::chain(&*e));
             ExitCode::FAILURE
         }
     }

@@ -18,7 +18,7 @@ fn main() -> ExitCode {
     match start(&Flags::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("weir-node: {e}");
+            eprintln!("weir-node: {}", observe::chain(&*e));
             ExitCode::FAILURE
         }
     }

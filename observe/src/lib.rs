@@ -31,6 +31,21 @@ pub const PATIENCE: Duration = Duration::from_secs(5);
 /// The content type of OpenMetrics text.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// An error with its causes, for people: what a cause says is left out where it stands in the text already.
+pub fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut at = e.source();
+    while let Some(cause) = at {
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text.push_str(": ");
+            text.push_str(&said);
+        }
+        at = cause.source();
+    }
+    text
+}
+
 /// Whether something is as it should be; if not, why, for people.
 pub type Verdict = Result<(), String>;
 
@@ -134,6 +149,19 @@ mod tests {
         assert_eq!(ask(at, "/readyz").await, (200, "ok\n".into()));
         assert_eq!(ask(at, "/livez").await.0, 200);
         assert_eq!(ask(at, "/nothing").await.0, 404);
+    }
+
+    #[test]
+    fn an_error_says_its_causes_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{text}")]
+        struct Why {
+            text: &'static str,
+            source: Option<Box<Why>>,
+        }
+        let why = |text, source: Option<Why>| Why { text, source: source.map(Box::new) };
+        let e = why("it failed: no disk", Some(why("no disk", Some(why("it is gone", None)))));
+        assert_eq!(chain(&e), "it failed: no disk: it is gone");
     }
 
     #[tokio::test]

@@ -359,7 +359,7 @@ pub fn plan(
         moving: busy.moving.clone(),
         out: Vec::new(),
     };
-    let order: [(MoveCause, fn(&mut Board<'_>)); 4] = [
+    let order: [(MoveCause, Planner); 4] = [
         (MoveCause::Recall, recall::plan),
         (MoveCause::Spill, spill::plan),
         (MoveCause::Gravity, gravity::plan),
@@ -372,6 +372,9 @@ pub fn plan(
     }
     board.out
 }
+
+/// Adds what one cause asks for.
+type Planner = fn(&mut Board<'_>);
 
 /// What has something to do already.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

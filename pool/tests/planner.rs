@@ -191,7 +191,7 @@ proptest! {
             let v = w.volumes.iter().find(|v| v.volume == m.volume).unwrap();
             prop_assert!(!v.bound);
             let t = facts[&m.to];
-            prop_assert!(t.serving && t.free >= t.need + m.count.get() + 1, "{m:?} to {t:?}");
+            prop_assert!(t.serving && t.free > t.need + m.count.get(), "{m:?} to {t:?}");
             match m.cause {
                 MoveCause::Gravity => prop_assert!(t.node == v.home && facts[&m.from].node != v.home),
                 MoveCause::Recall => prop_assert!(facts[&m.from].node != v.home && t.node != facts[&m.from].node),

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use csi_proto::node::{self as proto, DeviceContent};
 use disk_format::{Identity, OpenMode, ReadLabelError, Storage, probe_signatures, read_label};
 use kernel::block::Rejected;
+use observe::chain;
 use pool::ids::DiskId;
 
 use super::hardware::{Found, Hardware};
@@ -135,21 +136,6 @@ fn content_without_label(s: &dyn Storage) -> Content {
         Ok(sigs) => Content::Foreign(sigs.iter().map(ToString::to_string).collect()),
         Err(e) => Content::Unreadable(vec![chain(&e)]),
     }
-}
-
-/// An error with its causes, for people.
-pub(super) fn chain(e: &dyn std::error::Error) -> String {
-    let mut s = e.to_string();
-    let mut at = e.source();
-    while let Some(cause) = at {
-        let text = cause.to_string();
-        if !s.contains(&text) {
-            s.push_str(": ");
-            s.push_str(&text);
-        }
-        at = cause.source();
-    }
-    s
 }
 
 /// As the session carries it.

@@ -11,6 +11,7 @@ use disk_format::{
     Storage, StorageError, UpdateLabelError, VolumeSummary, claim, release, rescue::runs_of_map,
 };
 use kernel::DevNo;
+use observe::chain;
 use pool::{
     ids::{DiskId, Epoch, VolumeId},
     layout::{Layout, Sharing},
@@ -19,7 +20,7 @@ use pool::{
 };
 use tokio::sync::oneshot;
 
-use super::{devices::chain, hardware::Hardware};
+use super::hardware::Hardware;
 use crate::{
     disks_api::{DataArea, RecordError, RunRecord},
     retirements::Retirements,

@@ -18,8 +18,9 @@ use pool::{
 };
 use tokio::sync::{mpsc::UnboundedSender, oneshot};
 
+use observe::chain;
+
 use super::{
-    devices::chain,
     hardware::Hardware,
     room::Event,
     slot::{Ask, WipeJob, WipeStop},

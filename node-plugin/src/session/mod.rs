@@ -27,7 +27,7 @@ use csi_proto::{
     LEADER,
     node::{self as proto, node_session_client::NodeSessionClient},
 };
-use observe::Verdict;
+use observe::{Verdict, chain};
 use pool::ids::{NodeName, Term};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -388,20 +388,6 @@ fn jittered(d: Duration) -> Duration {
     let mut h = std::hash::RandomState::new().build_hasher();
     h.write_u8(0);
     d / 2 + d.mul_f64((h.finish() % 1024) as f64 / 2048.0)
-}
-
-/// An error with its causes: tonic hides the reason of a failed dial in them.
-fn chain(e: &dyn std::error::Error) -> String {
-    let mut s = e.to_string();
-    let mut source = e.source();
-    while let Some(c) = source {
-        let t = c.to_string();
-        if !s.contains(&t) {
-            s += &format!(": {t}");
-        }
-        source = c.source();
-    }
-    s
 }
 
 #[cfg(test)]

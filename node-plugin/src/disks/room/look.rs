@@ -6,9 +6,11 @@ use csi_proto::node as proto;
 use pool::ids::DiskId;
 
 use super::{Device, Event, SLOW, State, spawn, tell};
+use observe::chain;
+
 use crate::{
     disks::{
-        devices::{Content, by_id, chain, is_reported, read_content, report},
+        devices::{Content, by_id, is_reported, read_content, report},
         hardware::Found,
     },
     disks_api::DiskWord,

@@ -16,9 +16,11 @@ use pool::{ids::DiskId, units::ExtentSize};
 use tokio::sync::oneshot;
 
 use super::{Device, Event, OpenSlot, STUCK, Serving, State, TRY_AGAIN, spawn, tell};
+use observe::chain;
+
 use crate::{
     disks::{
-        devices::{Content, chain},
+        devices::Content,
         slot::{Ask, End, Opened, Purpose, Slot},
         wiper::Wiper,
     },
