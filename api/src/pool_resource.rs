@@ -65,12 +65,14 @@ pub struct StoragePoolSpec {
     /// Kept on each disk for consumers on its own node.
     #[serde(default)]
     pub reserve: Quantity,
-    /// What moves by itself between disks, and how much of it.
+    /// What moves by itself between disks, and how much of it. In this version nothing does: only the numbers of moves are in force,
+    /// for drains.
     #[serde(default)]
     pub moving: MoveSettings,
 }
 
-/// What moves by itself between disks, and how much of it. Drains are no part of it.
+/// What moves by itself between disks, and how much of it. In this version only movesPerDisk and movesPerNode are in force, for
+/// drains: nothing moves by itself yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct MoveSettings {

@@ -27,6 +27,12 @@ pub(super) const CASES: &[Case] = &[
         run: placement,
     },
     Case {
+        name: "kube/cli",
+        about: "weir and the kubeconfig are enough to see volumes, loans and why",
+        by_default: false,
+        run: cli,
+    },
+    Case {
         name: "kube/expand",
         about: "volumes grow under I/O: raw and with a file system",
         by_default: false,
@@ -35,7 +41,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "kube/access",
         about: "two pods on one node share a volume; ReadWriteOncePod lets one in",
-        by_default: true,
+        by_default: false,
         run: access,
     },
 ];
@@ -123,7 +129,6 @@ fn placement(c: &mut KubeCluster) -> Result<()> {
     let row = record(c, "wide")?;
     let borrowed = row["status"]["borrowed"].as_str().unwrap_or_default().to_owned();
     ensure!(borrowed.starts_with("528Mi from 1 node"), "its row says it borrows {borrowed:?}");
-    operators_see(c, "wide")?;
     let left = wait_capacity(c)?;
     ensure!(left + (256 + 2560) * MIB == all, "{left} are left of {all}");
     says_what_is_missing(c)?;
@@ -134,19 +139,37 @@ fn placement(c: &mut KubeCluster) -> Result<()> {
     wait_gone(c)
 }
 
-/// `weir` finds the reigning controller by the cluster alone and shows what the claim's volume borrows.
-fn operators_see(c: &KubeCluster, claim: &str) -> Result<()> {
-    let id = record(c, claim)?["metadata"]["name"].clone();
+/// `weir` finds the reigning controller by the cluster alone and shows what a volume borrows.
+fn cli(c: &mut KubeCluster) -> Result<()> {
+    c.create(&[Claim::of("wide", "weir", Mode::Block, "2560Mi").object()])?;
+    c.create(&[Pod {
+        name: "wide",
+        node: Some("n3"),
+        claim: "wide",
+        mode: Mode::Block,
+        script: "sleep 3600",
+    }
+    .object()])?;
+    wait_phase(c, "wide", "Running")?;
+    let id = record(c, "wide")?["metadata"]["name"].as_str().context("its id")?.to_owned();
     let ask = |what: &[&str]| {
         let mut weir = Command::new(program("weir")?);
         weir.env("KUBECONFIG", c.plane().kubeconfig()).env("PATH", c.plane().path()?);
         run_tool(weir.args(what))
     };
-    let volumes = ask(&["volumes", "-o", "json"])?;
-    ensure!(volumes.contains(id.as_str().unwrap_or_default()), "weir volumes does not show {id}: {volumes}");
-    let loans = ask(&["loans"])?;
-    ensure!(loans.contains("528 MiB"), "weir loans does not show what is borrowed:\n{loans}");
-    Ok(())
+    for (what, want) in [
+        (&["volumes", "-o", "json"][..], id.as_str()),
+        (&["loans"], "528Mi"),
+        (&["explain", &id], "n3"),
+        (&["status"], "default"),
+    ] {
+        let said = ask(what)?;
+        ensure!(said.contains(want), "weir {} does not show {want}:\n{said}", what.join(" "));
+    }
+    println!("{}", ask(&["status"])?);
+    delete_pod(c, "wide")?;
+    delete_claim(c, "wide")?;
+    wait_gone(c)
 }
 
 /// The claim that fits nowhere waits, with an event that says how much is missing and what there is on each node.
