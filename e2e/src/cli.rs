@@ -78,6 +78,8 @@ enum Bench {
     /// The data path beside bare devices, the pause of a cut-over, many volumes on a node: about 20 minutes under
     /// emulation.
     Path(bench::Options),
+    /// What a volume's life takes in Kubernetes, beside a driver that does nothing: about 40 minutes under emulation.
+    Kube(bench::kube::Options),
 }
 
 #[derive(Debug, Subcommand)]
@@ -126,6 +128,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
             Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Bench { what: Bench::Path(options) } => bench::path(&options).map(|()| ExitCode::SUCCESS),
+        Command::Bench { what: Bench::Kube(options) } => {
+            bench::kube::run(&options).map(|()| ExitCode::SUCCESS)
+        }
         Command::Agent { part: AgentPart::Writer { device } } => {
             bench::serve_writer(&device).map(|()| ExitCode::SUCCESS)
         }

@@ -1,5 +1,6 @@
-//! The benchmark of the data path: what a volume costs beside the bare device, how long a cut-over holds a writer,
-//! how a node fares with 300 volumes. All in one lab and one run, so that what is compared met the same machine.
+//! The benchmarks. Of the data path: what a volume costs beside the bare device, how long a cut-over holds a writer,
+//! how a node fares with 300 volumes. Of a cluster ([`kube`]): what a volume's life takes there. All in one lab and one run
+//! each, so that what is compared met the same machine.
 //!
 //! Numbers are reported as ratios between devices that were measured in turn; under emulation nothing else means
 //! anything. Must not know: how Weir does what it does. It asks CSI, and reads what the kernel says.
@@ -8,6 +9,7 @@ mod cutover;
 mod density;
 mod fio;
 mod host;
+pub mod kube;
 mod nvmet;
 mod path;
 mod plot;

@@ -84,7 +84,10 @@ impl Program {
     pub const RESIZER: Program =
         Program::plain("csi-resizer", "csi", "github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer");
 
-    /// All of them.
+    /// A driver that does nothing, to measure beside.
+    pub const FLOOR: Program = Program::plain("csi-floor", "floor", ".");
+
+    /// All that a cluster needs.
     const ALL: [Program; 16] = [
         Program::ETCD,
         Program::API_SERVER,
@@ -177,6 +180,10 @@ fn key(go: &Path, program: Program) -> Result<String> {
     for name in ["go.mod", "go.sum"] {
         let path = program.wrapper().join(name);
         h.write(&fs::read(&path).with_context(|| format!("read {}", path.display()))?);
+    }
+    // A wrapper with a program of its own.
+    if let Ok(source) = fs::read(program.wrapper().join("main.go")) {
+        h.write(&source);
     }
     h.write(run_tool(Command::new(go).arg("version"))?.as_bytes());
     h.write(program.stamp.as_bytes());

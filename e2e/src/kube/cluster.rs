@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use super::{
     binaries::{self, Program, ensure},
     images,
-    node::{Kit, SHARE},
+    node::{Kit, SHARE, seen},
     plane::{self, ControlPlane},
 };
 use crate::{
@@ -41,7 +41,7 @@ pub struct Spec {
     pub persistent: Option<String>,
     /// Nodes.
     pub nodes: u8,
-    /// Pool disks of each.
+    /// Pool disks of each. A node has one more, the last, that Weir is not told of: to compare with.
     pub disks: u8,
     /// Bytes of each disk.
     pub disk_size: u64,
@@ -76,7 +76,7 @@ impl KubeCluster {
         let [a, b, c, _] = loopback.octets();
         let mut builder = Lab::builder()
             .nodes(spec.nodes)
-            .disks(spec.disks)
+            .disks(spec.disks + 1)
             .disk_size(spec.disk_size)
             .memory(spec.memory)
             .share(SHARE, binaries::dir()?)
@@ -146,6 +146,11 @@ impl KubeCluster {
     /// Node `n`, from 1.
     pub fn node(&self, n: u8) -> &Arc<Node> {
         self.lab.node(n)
+    }
+
+    /// Disks of a node that are the pool's; the next one is nobody's.
+    pub fn pool_disks(&self) -> u8 {
+        self.lab.config().disks.saturating_sub(1)
     }
 
     /// The control plane.
@@ -282,9 +287,19 @@ impl KubeCluster {
 
     fn write_values(&self) -> Result<PathBuf> {
         let path = self.lab.dir().join("values.yaml");
-        fs::write(&path, serde_json::to_vec_pretty(&values(self.lab.config().disks))?)
+        fs::write(&path, serde_json::to_vec_pretty(&values(self.pool_disks()))?)
             .with_context(|| format!("write {}", path.display()))?;
         Ok(path)
+    }
+
+    /// Puts the image of one static program, with the given name, into a node's store.
+    ///
+    /// # Errors
+    /// It cannot be built, or the node does not take it.
+    pub fn import(&self, node: &Node, program: Program, name: &str) -> Result<()> {
+        let (ctr, tar) = (ensure(Program::CTR)?, images::single(program, name)?);
+        let (ctr, tar) = (seen(&ctr)?, seen(&tar)?);
+        node.run_ok(&format!("{} -n k8s.io images import {}", ctr.display(), tar.display())).map(drop)
     }
 
     /// Waits until the plugin is known on every node and every disk of the pool serves.
@@ -299,7 +314,7 @@ impl KubeCluster {
                 |n: &&Value| items(&n["spec"]["drivers"]).iter().any(|d| d["name"] == "csi.weir.storage");
             Ok((items(&list["items"]).iter().filter(has).count() == nodes).then_some(()))
         })?;
-        let want = nodes * usize::from(self.lab.config().disks);
+        let want = nodes * usize::from(self.pool_disks());
         self.wait("all disks to serve", PATIENCE, || {
             let list = self.get(&["nodedisks.weir.storage"])?;
             let ok = |d: &&Value| d["spec"]["state"] == "serving" && d["spec"]["extents"] != 0;

@@ -25,6 +25,9 @@ use crate::lab::{
 pub const BUSYBOX: &str = "lab.local/busybox:1";
 /// Nothing but links: for pods that mount their node's /usr, and so find all of its programs.
 pub const TOOLBOX: &str = "lab.local/toolbox:1";
+/// The sidecars, as the chart names them.
+const PROVISIONER: &str = "registry.k8s.io/sig-storage/csi-provisioner:v6.3.0";
+const RESIZER: &str = "registry.k8s.io/sig-storage/csi-resizer:v2.2.0";
 /// The name under which the chart looks for Weir's own.
 const WEIR: &str = "localhost/weir";
 /// Tools that weir-node calls, and what its init container needs.
@@ -52,18 +55,24 @@ struct Recipe<'a> {
 /// One cannot be built.
 pub(super) fn common() -> Result<Vec<PathBuf>> {
     let mut images = vec![busybox()?, toolbox()?];
-    for (program, version) in [(Program::PROVISIONER, "v6.3.0"), (Program::RESIZER, "v2.2.0")] {
-        let file = ensure(program)?;
-        let name = format!("registry.k8s.io/sig-storage/{}:{version}", program.name());
-        let entry = format!("/{}", program.name());
-        let tar = file.with_extension("tar");
-        if !tar.is_file() {
-            let files = vec![(file, PathBuf::from(&entry))];
-            write(&tar, Recipe { name: &name, entrypoint: &[&entry], files, links: vec![], strip: false })?;
-        }
-        images.push(tar);
-    }
+    images.push(single(Program::PROVISIONER, PROVISIONER)?);
+    images.push(single(Program::RESIZER, RESIZER)?);
     Ok(images)
+}
+
+/// An image of one static program: made once for each build of it.
+///
+/// # Errors
+/// It cannot be built.
+pub(super) fn single(program: Program, name: &str) -> Result<PathBuf> {
+    let file = ensure(program)?;
+    let entry = format!("/{}", program.name());
+    let tar = file.with_extension("tar");
+    if !tar.is_file() {
+        let files = vec![(file, PathBuf::from(&entry))];
+        write(&tar, Recipe { name, entrypoint: &[&entry], files, links: vec![], strip: false })?;
+    }
+    Ok(tar)
 }
 
 fn toolbox() -> Result<PathBuf> {

@@ -30,7 +30,7 @@ pub(super) struct Kit {
 }
 
 /// A file of the folder of programs, as nodes see it.
-fn seen(path: &Path) -> Result<PathBuf> {
+pub(super) fn seen(path: &Path) -> Result<PathBuf> {
     let inside = path.strip_prefix(binaries::dir()?).context("a program outside of its folder")?;
     Ok(Path::new(MOUNTED).join(inside))
 }

@@ -31,7 +31,11 @@ impl Deref for Verifier {
 impl Verifier {
     /// Starts one on a device of node `n`. Names must differ within a lab.
     pub(super) fn start(c: &Cluster, n: u8, name: &str, device: &str, seed: u64) -> Result<Self> {
-        let node = Arc::clone(c.node(n));
+        Self::on(Arc::clone(c.node(n)), name, device, seed)
+    }
+
+    /// The same on any lab's node.
+    pub(super) fn on(node: Arc<Node>, name: &str, device: &str, seed: u64) -> Result<Self> {
         let watch = Watch::new(&node, name)?;
         let stop = stop_file(watch.name());
         node.run_ok(&format!("mkdir -p /run/lab && rm -f {stop}"))?;

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     cluster::{PATIENCE, tail},
-    lab::Node,
+    lab::{Node, state::remove_if_there},
     verify::Report,
     wait,
 };
@@ -31,10 +31,8 @@ impl Watch {
         let name = format!("verify-{name}");
         let log = node.log(&name);
         let report = log.with_extension("json");
-        match fs::remove_file(&report) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e).context("remove an old report"),
-            _ => Ok(Self { name, report, log }),
-        }
+        remove_if_there(&report)?;
+        Ok(Self { name, report, log })
     }
 
     /// Its name on the node.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::{
     Case, check, delete_claim, delete_pod,
-    io::PodIo,
+    io::{PodIo, beside},
     leader,
     objects::{Claim, Mode, Pod},
     wait_gone, wait_pod,
@@ -21,7 +21,8 @@ use crate::{
         cluster::{PATIENCE, RELEASE, WEIR, chart, items},
     },
     lab::Node,
-    suite::verifier::check_slots,
+    suite::verifier::{Verifier, check_slots},
+    verify::Report,
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -227,10 +228,13 @@ fn config(c: &KubeCluster) -> Result<String> {
 fn rolling(c: &mut KubeCluster) -> Result<()> {
     claim_on_n1(c, &["held"])?;
     let io = PodIo::start(c, 2, "held-io", "held", Mode::Block, 51)?.begun(c)?;
+    // The volume lies on n1 and is used on n2.
+    let bare = [1, 2].map(|n| beside(c, n, &format!("rolling-n{n}"), 51 + u64::from(n)));
+    let bare = bare.into_iter().collect::<Result<Vec<_>>>()?;
     c.plane().kubectl(&["rollout", "restart", "-n", WEIR, "daemonset/weir-node"])?;
     rolled(c, "daemonset/weir-node")?;
     let r = io.wait_writes(16)?;
-    println!("   node plugins restarted: {} writes, longest stall {} ms", r.writes, r.max_stall_ms);
+    say_stalls("node plugins restarted", &r, &bare);
     let before = config(c)?;
     let values = c.lab().dir().join("values.yaml");
     let (values, chart) = (values.display().to_string(), chart().display().to_string());
@@ -248,11 +252,20 @@ fn rolling(c: &mut KubeCluster) -> Result<()> {
     rolled(c, "daemonset/weir-node")?;
     rolled(c, "deployment/weir-controller")?;
     let r = io.wait_writes(16)?;
-    println!("   release upgraded: {} writes, longest stall {} ms", r.writes, r.max_stall_ms);
+    say_stalls("release upgraded", &r, &bare);
     ensure!(config(c)? != before, "the upgrade left the node plugins as they were: {before}");
     c.wait_weir()?;
     check::agree(c)?;
     io.finish(c)?;
+    bare.into_iter().try_for_each(|b| b.finish().map(drop))?;
     delete_claim(c, "held")?;
     wait_gone(c)
+}
+
+/// How long I/O stood still so far, on the volume and on bare disks of its nodes: a node of one emulated processor that starts
+/// pods stops everything for a while.
+fn say_stalls(what: &str, r: &Report, bare: &[Verifier]) {
+    let bare: Vec<_> = bare.iter().map(|b| format!("{} ms", b.seen().max_stall_ms)).collect();
+    let (writes, stall, bare) = (r.writes, r.max_stall_ms, bare.join(" and "));
+    println!("   {what}: {writes} writes, longest stall {stall} ms; on bare disks of its nodes {bare}");
 }

@@ -11,10 +11,17 @@ use super::{
 };
 use crate::{
     kube::KubeCluster,
-    lab::Node,
-    suite::watch::Watch,
+    lab::{Node, state::remove_if_there},
+    suite::{verifier::Verifier, watch::Watch},
     verify::{Content, Report},
 };
+
+/// Verified I/O on the disk of node `n` that Weir does not know, without a pod: what the node itself does to I/O meanwhile.
+pub(super) fn beside(c: &KubeCluster, n: u8, name: &str, seed: u64) -> Result<Verifier> {
+    let node = Arc::clone(c.node(n));
+    let device = node.disk(c.pool_disks());
+    Verifier::on(node, name, &device, seed)
+}
 
 /// Verified I/O in a pod.
 pub(super) struct PodIo {
@@ -61,12 +68,7 @@ impl PodIo {
     ) -> Result<Self> {
         let node = Arc::clone(c.node(n));
         let io = Self { watch: Watch::new(&node, name)?, node, pod: name.to_owned() };
-        match fs::remove_file(io.stop_file()) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(e).context("remove an old stop file");
-            }
-            _ => {}
-        }
+        remove_if_there(&io.stop_file())?;
         let stop = format!("/host/log/{}.stop", io.watch.name());
         let script = match mode {
             Mode::Block => format!("{first}exec {}", io.watch.command(DEVICE, seed, &stop)),
