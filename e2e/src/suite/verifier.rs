@@ -31,15 +31,19 @@ impl Deref for Verifier {
 impl Verifier {
     /// Starts one on a device of node `n`. Names must differ within a lab.
     pub(super) fn start(c: &Cluster, n: u8, name: &str, device: &str, seed: u64) -> Result<Self> {
-        Self::on(Arc::clone(c.node(n)), name, device, seed)
+        Self::on(Arc::clone(c.node(n)), name, |w, stop| w.command(device, seed, stop))
     }
 
-    /// The same on any lab's node.
-    pub(super) fn on(node: Arc<Node>, name: &str, device: &str, seed: u64) -> Result<Self> {
+    /// One that looks now and then, on any lab's node.
+    pub(super) fn rare(node: Arc<Node>, name: &str, device: &str, seed: u64) -> Result<Self> {
+        Self::on(node, name, |w, stop| w.rare(device, seed, stop))
+    }
+
+    fn on(node: Arc<Node>, name: &str, command: impl Fn(&Watch, &str) -> String) -> Result<Self> {
         let watch = Watch::new(&node, name)?;
         let stop = stop_file(watch.name());
         node.run_ok(&format!("mkdir -p /run/lab && rm -f {stop}"))?;
-        let running = node.spawn(watch.name(), &watch.command(device, seed, &stop))?;
+        let running = node.spawn(watch.name(), &command(&watch, &stop))?;
         let v = Self { node, running, watch };
         v.wait_writes(16)?;
         Ok(v)

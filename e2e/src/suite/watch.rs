@@ -40,6 +40,11 @@ impl Watch {
         &self.name
     }
 
+    /// The same for one that only looks now and then, and leaves its node's one processor to others.
+    pub(super) fn rare(&self, device: &str, seed: u64, stop: &str) -> String {
+        self.command(device, seed, stop) + " --threads 1 --pause-ms 50"
+    }
+
     /// The command to be run where the node's folder is /host; it ends once the file `stop` exists.
     pub(super) fn command(&self, device: &str, seed: u64, stop: &str) -> String {
         let name = &self.name;

@@ -19,7 +19,9 @@ const SPACE: &str = "weir-bench";
 const IMAGE: &str = "lab.local/csi-floor:1";
 /// Weir's class for the measurement: extents on the node of the pods, bound at once.
 const CLASS: &str = "weir-bench";
-/// Two extents and more; what mkfs.ext4 takes is in the file system's own case.
+/// The other driver's.
+const FLOOR_CLASS: &str = "floor-bench";
+/// Fifty of them fit on the smallest lab disk.
 const SIZE: &str = "32Mi";
 
 /// What is measured.
@@ -48,7 +50,7 @@ impl Flavour {
         let (class, mode) = match self {
             Flavour::Weir => (CLASS, "Block"),
             Flavour::WeirFile => (CLASS, "Filesystem"),
-            Flavour::Floor => (SPACE, "Filesystem"),
+            Flavour::Floor => (FLOOR_CLASS, "Filesystem"),
         };
         json!({
             "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name},
@@ -92,7 +94,7 @@ pub(super) fn remove(c: &KubeCluster) -> Result<()> {
         format!("namespace/{SPACE}"),
         format!("clusterrolebinding/{SPACE}"),
         format!("csidriver/{FLOOR}"),
-        format!("storageclass/{SPACE}"),
+        format!("storageclass/{FLOOR_CLASS}"),
         format!("storageclass/{CLASS}"),
     ];
     let mut args = vec!["delete", "--ignore-not-found", "--wait=true"];
@@ -123,7 +125,7 @@ fn objects(provisioner: Value) -> Vec<Value> {
             "apiVersion": "storage.k8s.io/v1", "kind": "CSIDriver", "metadata": {"name": FLOOR},
             "spec": {"attachRequired": false, "podInfoOnMount": true, "fsGroupPolicy": "File"},
         }),
-        class(SPACE, FLOOR),
+        class(FLOOR_CLASS, FLOOR),
         weir,
         pod(provisioner),
     ]

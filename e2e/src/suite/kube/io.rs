@@ -20,7 +20,7 @@ use crate::{
 pub(super) fn beside(c: &KubeCluster, n: u8, name: &str, seed: u64) -> Result<Verifier> {
     let node = Arc::clone(c.node(n));
     let device = node.disk(c.pool_disks());
-    Verifier::on(node, name, &device, seed)
+    Verifier::rare(node, name, &device, seed)
 }
 
 /// Verified I/O in a pod.
