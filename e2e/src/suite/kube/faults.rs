@@ -29,7 +29,7 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "kube/node-killed",
         about: "a node dies: its pods' volumes go on elsewhere, with the out-of-service taint and without",
-        by_default: true,
+        by_default: false,
         run: node_killed,
     },
     Case {
