@@ -22,6 +22,7 @@ mod quantity;
 pub mod reference;
 mod schema;
 mod snapshot;
+mod span;
 mod volume;
 
 pub use condition::{Condition, ConditionStatus, set_condition};
@@ -33,6 +34,7 @@ pub use pool_resource::{
 };
 pub use quantity::{BadQuantity, Quantity};
 pub use snapshot::{LogicalSnapshot, LogicalSnapshotSpec, LogicalSnapshotStatus};
+pub use span::{BadSpan, Span};
 pub use volume::{
     Access, AccessPhase, Choice, Claim, HistoryLine, Layout, LayoutType, Leaving, Leg, LogicalVolume,
     LogicalVolumeSpec, LogicalVolumeStatus, Mode, Moving, Params, Placement, Rejection, Segment, Spare,

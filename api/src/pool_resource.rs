@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kube::CustomResource;
 use pool::{
-    policy::{Budget, MovePolicy},
+    policy::{Budget, HOLD_S, MovePolicy, STILL_S},
     units::{Bytes, ExtentSize},
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
-use crate::{Condition, Quantity};
+use crate::{Condition, Quantity, Span};
 
 /// What belongs to a pool.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -65,14 +65,12 @@ pub struct StoragePoolSpec {
     /// Kept on each disk for consumers on its own node.
     #[serde(default)]
     pub reserve: Quantity,
-    /// What moves by itself between disks, and how much of it. In this version nothing does: only the numbers of moves are in force,
-    /// for drains.
-    #[serde(default)]
+    /// What moves by itself between disks, and how much of it.
+    #[serde(default, skip_serializing_if = "MoveSettings::is_default")]
     pub moving: MoveSettings,
 }
 
-/// What moves by itself between disks, and how much of it. In this version only movesPerDisk and movesPerNode are in force, for
-/// drains: nothing moves by itself yet.
+/// What moves by itself between disks, and how much of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
 pub struct MoveSettings {
@@ -98,11 +96,18 @@ pub struct MoveSettings {
     /// Moves that a node has to do with at a time: drains as well.
     #[schemars(range(min = 1, max = 64))]
     pub moves_per_node: u32,
+    /// How long what has moved by itself stays where it is: 6h unless said. A lender that needs the room does not wait.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Span>,
+    /// How long nothing must have happened to a volume before it comes home: 10m unless said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub still: Option<Span>,
 }
 
 impl Default for MoveSettings {
     fn default() -> Self {
-        let MovePolicy { gravity, spill, recall, fullness, budget } = MovePolicy::default();
+        let MovePolicy { gravity, spill, recall, fullness, budget, hold_s: _, still_s: _ } =
+            MovePolicy::default();
         Self {
             gravity,
             spill,
@@ -113,11 +118,20 @@ impl Default for MoveSettings {
             permille_per_day: budget.daily_permille,
             moves_per_disk: budget.per_disk,
             moves_per_node: budget.per_node,
+            // The policy's own, which a later version may change.
+            hold: None,
+            still: None,
         }
     }
 }
 
 impl MoveSettings {
+    /// Whether nobody has said anything.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// It, as the mover wants it.
     #[must_use]
     pub fn policy(&self) -> MovePolicy {
@@ -126,6 +140,8 @@ impl MoveSettings {
             spill: self.spill,
             recall: self.recall,
             fullness: self.fullness,
+            hold_s: self.hold.map_or(HOLD_S, Span::as_seconds),
+            still_s: self.still.map_or(STILL_S, Span::as_seconds),
             budget: Budget {
                 hourly: Bytes::gib(u64::from(self.gib_per_hour_per_disk)),
                 daily_permille: self.permille_per_day,
@@ -328,6 +344,12 @@ mod tests {
     fn what_moves_by_itself_is_said_in_the_pool() {
         assert_eq!(parse("").moving.policy(), MovePolicy::default());
         let some = parse("moving: {gravity: false, fullness: 85, gibPerHourPerDisk: 4}").moving.policy();
+        let short = parse("moving: {hold: 30s, still: 2m}").moving;
+        assert_eq!((short.policy().hold_s, short.policy().still_s), (30, 120));
+        assert!(serde_yaml::from_str::<MoveSettings>("hold: soon").is_err());
+        // An older controller knows nothing of what is new: it is written only where somebody said it.
+        let text = serde_yaml::to_string(&parse("")).expect("a text");
+        assert!(!text.contains("moving") && !text.contains("hold"), "{text}");
         assert!(!some.gravity && some.spill && some.recall && some.fullness == Some(85));
         assert_eq!((some.budget.hourly, some.budget.per_disk), (Bytes::gib(4), 1));
         for (bad, field) in [

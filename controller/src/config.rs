@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use api::StoragePoolSpec;
+use api::{Span, StoragePoolSpec};
 use pool::ids::PoolName;
 use serde::Deserialize;
 
@@ -46,6 +46,9 @@ pub struct Config {
     /// are made and shown either way.
     #[serde(default)]
     pub lend_by_forecast: bool,
+    /// When moves that are worth while are looked for. What may move is said in the pools.
+    #[serde(default)]
+    pub moves: Moves,
     /// The pools. In a cluster they are StoragePool resources, and none stand here.
     #[serde(default)]
     pub pools: Vec<PoolResource>,
@@ -260,6 +263,22 @@ impl Default for Lease {
     }
 }
 
+/// When moves are looked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub struct Moves {
+    /// How long a controller has to have reigned before it moves anything by itself: `5m`.
+    pub settle: Span,
+    /// How often it looks: `60s`.
+    pub every: Span,
+}
+
+impl Default for Moves {
+    fn default() -> Self {
+        Self { settle: Span::seconds(300), every: Span::seconds(60) }
+    }
+}
+
 /// A pool, as the `StoragePool` resource has it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -383,6 +402,9 @@ impl Config {
                 "leaseMs must be at least three times heartbeatMs, and both above 0".to_owned(),
             );
         }
+        if self.moves.every.as_seconds() == 0 {
+            return bad("moves.every", "at least 1s".to_owned());
+        }
         if self.node_tokens.is_some() && self.tls.is_none() && !self.listen.nodes.ip().is_loopback() {
             return bad("nodeTokens", "tokens must not cross a network in the clear: give tls".to_owned());
         }
@@ -470,6 +492,10 @@ pools:
         assert_eq!(p.spec.devices[0].min_size.bytes(), Bytes::gib(1));
         assert_eq!(c.lease.lease_ms, 5000);
         assert_eq!(c.driver_name, "csi.weir.storage");
+        assert_eq!((c.moves.settle.to_string(), c.moves.every.to_string()), ("5m".into(), "1m".into()));
+        let c = parse(&format!("{GOOD}moves: {{settle: 0s, every: 2s}}\n")).unwrap();
+        assert_eq!((c.moves.settle.as_seconds(), c.moves.every.as_seconds()), (0, 2));
+        assert!(parse(&format!("{GOOD}moves: {{every: 0s}}\n")).unwrap_err().contains("moves.every"));
     }
 
     #[test]

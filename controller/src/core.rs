@@ -7,6 +7,7 @@ pub mod config;
 mod disks;
 mod drains;
 mod engine;
+mod facts;
 mod grow;
 mod handle;
 mod lending;
@@ -38,6 +39,7 @@ use tokio::{sync::mpsc, time::Instant};
 pub use boot::StartError;
 pub use config::{CoreConfig, DeviceSelector, FreshDisks, NodeSelector, PoolSpec};
 pub use drains::DrainProgress;
+pub use facts::{DiskToPlan, Planning, PoolToPlan, VolumeToPlan, Wanted};
 pub use handle::{Handle, OpenError, Session};
 pub use measures::{Measures, Tally};
 pub use operate::{DiskLine, VolumeDetail, VolumeLine};
@@ -63,6 +65,14 @@ pub enum CoreError {
     Store(#[from] StoreError),
 }
 
+/// Tells milliseconds since 1970.
+pub type Clock = Arc<dyn Fn() -> u64 + Send + Sync>;
+
+fn system_clock() -> u64 {
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(unix.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The core, loaded and ready to run.
 pub struct Core {
     engine: Engine,
@@ -70,6 +80,7 @@ pub struct Core {
     fault: Fault,
     commands: mpsc::Receiver<Command>,
     started: Instant,
+    clock: Clock,
 }
 
 impl Core {
@@ -99,12 +110,18 @@ impl Core {
         let (tx, commands) = mpsc::channel(COMMANDS);
         let reign = Reign { term, system };
         let handle = Handle::new(tx, reign, engine.measures.clone(), heartbeat, lease);
-        Ok((Core { engine, store, fault, commands, started: Instant::now() }, handle))
+        let clock: Clock = Arc::new(system_clock);
+        Ok((Core { engine, store, fault, commands, started: Instant::now(), clock }, handle))
+    }
+
+    /// The same by another calendar; leases and deadlines are not told by it.
+    #[must_use]
+    pub fn with_clock(self, clock: Clock) -> Self {
+        Self { clock, ..self }
     }
 
     fn now(&self) -> Now {
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        Now { mono: self.started.elapsed(), unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX) }
+        Now { mono: self.started.elapsed(), unix_ms: (self.clock)() }
     }
 
     /// Runs until every handle is dropped, or until the store has failed: then the process should end, and the next

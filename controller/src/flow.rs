@@ -6,6 +6,8 @@
 //! a disk of a node that has never recorded has no offer, which is not an offer of nothing. Must not know: records, the
 //! core, messages.
 
+mod loads;
+pub mod moves;
 mod offers;
 pub mod sweep;
 
@@ -18,6 +20,7 @@ use forecast::{
     ClassScores, DeviceClass, DeviceModel, Forecast, Forecaster, Growth, HealthReport, Observed, Offer,
     Series, Shape, Taken,
 };
+use loads::{Peaks, Warm};
 use pool::ids::{DiskId, NodeName, VolumeId};
 use tokio::sync::mpsc;
 
@@ -119,6 +122,10 @@ struct DiskRow {
     series: Series,
     model: DeviceModel,
     load: Forecaster,
+    /// What it did of late, all in all.
+    peaks: Peaks,
+    /// Of it, for other nodes.
+    lent_peaks: Peaks,
     growth: Growth,
     /// The hour up to which growth was given into keeping.
     kept_hour: u64,
@@ -136,6 +143,8 @@ impl DiskRow {
             series: Series::new(Shape::DISK),
             model: DeviceModel::new(class),
             load: Forecaster::new(VIOLATIONS),
+            peaks: Peaks::of_minutes(),
+            lent_peaks: Peaks::of_an_hour(),
             growth: Growth::new(),
             kept_hour: 0,
             sampled_s: None,
@@ -155,6 +164,8 @@ impl DiskRow {
             Taken::Late | Taken::NoNumber => return,
         }
         self.model.observe(at_s, sample.all);
+        self.peaks.take(now_s, sample.all.load);
+        self.lent_peaks.take(now_s, sample.lent);
         self.sampled_s = Some(now_s);
         self.health = sample.health.or(self.health);
         self.sample = Some(sample);
@@ -167,6 +178,22 @@ struct VolumeRow {
     series: Series,
     heat: Heat,
     bytes_s: f64,
+    /// Its load, as slowly as heat follows.
+    warm: Warm,
+    /// When the newest sample arrived, by our clock.
+    sampled_s: Option<u64>,
+}
+
+impl VolumeRow {
+    fn new() -> Self {
+        Self {
+            series: Series::new(Shape::VOLUME),
+            heat: Heat::default(),
+            bytes_s: 0.0,
+            warm: Warm::default(),
+            sampled_s: None,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -286,12 +313,10 @@ impl Flow {
             row.take(now_s, r.at_s, d);
         }
         for v in r.volumes {
-            let row = state.volumes.entry(v.volume).or_insert_with(|| VolumeRow {
-                series: Series::new(Shape::VOLUME),
-                heat: Heat::default(),
-                bytes_s: 0.0,
-            });
+            let row = state.volumes.entry(v.volume).or_insert_with(VolumeRow::new);
             row.series.record(r.at_s, v.load);
+            row.warm.take(now_s, v.load);
+            row.sampled_s = Some(now_s);
             row.bytes_s = v.bytes_s;
             row.heat = v.heat.unwrap_or_else(|| std::mem::take(&mut row.heat));
         }
@@ -371,11 +396,7 @@ impl State {
                 }
             }
             History::Volume { volume, series, heat } => {
-                let row = self.volumes.entry(volume).or_insert_with(|| VolumeRow {
-                    series: Series::new(Shape::VOLUME),
-                    heat: Heat::default(),
-                    bytes_s: 0.0,
-                });
+                let row = self.volumes.entry(volume).or_insert_with(VolumeRow::new);
                 let fresh = series.latest().map(|l| l.0) >= row.series.latest().map(|l| l.0);
                 row.series.absorb(&series);
                 if fresh && !heat.ios.is_empty() {

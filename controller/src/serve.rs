@@ -36,7 +36,10 @@ use crate::{
     csi::{ControllerService, IdentityService},
     face::Face,
     fault::Fault,
-    flow::sweep,
+    flow::{
+        moves::{Moves, Pace},
+        sweep,
+    },
     identity::{ByCertificate, ByToken, Expected, Refusals},
     metrics,
     operator::Operator,
@@ -263,6 +266,7 @@ async fn reign(
     face.measure(metrics::registry(&handle, &operations, &refused));
     let operator = serve_operator(config, handle.clone());
     let sweeps = sweep::keep_sweeping(handle.flow().clone(), handle.clone());
+    let moves = Moves::new(handle.clone(), pace(config)).keep_looking();
     face.reign(handle, identify);
     tracing::info!(csi = ?config.listen.csi, nodes = %config.listen.nodes, "weir-controller is up");
     tokio::select! {
@@ -270,7 +274,7 @@ async fn reign(
         r = operator => r?,
         () = report => {}
         // It ends with the core.
-        () = async { sweeps.await; std::future::pending().await } => {}
+        () = async { tokio::join!(sweeps, moves); std::future::pending().await } => {}
     }
     Ok(())
 }
@@ -371,6 +375,12 @@ fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     Ok(listener)
+}
+
+/// When moves are looked for.
+fn pace(c: &Config) -> Pace {
+    let time = |s: api::Span| Duration::from_secs(s.as_seconds());
+    Pace { settle: time(c.moves.settle), every: time(c.moves.every) }
 }
 
 /// The core's view of the configuration.

@@ -26,7 +26,7 @@ pub use growth::Growth;
 pub use health::{Fault, HealthReport, fault};
 pub use history::{Interval, Resolution, SAMPLE_S, Series, Shape, Taken};
 pub use number::GREATEST;
-pub use offer::{Facts, Ledger, OFFER_S, Offer, Reason, STALE_S, offer};
+pub use offer::{Facts, Ledger, OFFER_S, Offer, Reason, STALE_S, USABLE, offer};
 
 /// The horizons that are forecast, in hours.
 pub const HORIZONS_H: [u32; 4] = [1, 4, 12, 24];

@@ -18,7 +18,7 @@ pub const STALE_S: u64 = 60;
 /// Seconds an offer holds: a peak bound of 24 h is worth little (model: violated 4 to 10 times as often when reused).
 pub const OFFER_S: u64 = 3600;
 /// The share of the capability that is given out at all.
-const USABLE: f64 = 0.8;
+pub const USABLE: f64 = 0.8;
 /// How often the owner may need space sooner than the recall is done.
 const GROWTH_RATE: f64 = 0.01;
 /// Hours beyond the recall itself, until someone has decided on it.

@@ -44,15 +44,22 @@ pub enum MoveCause {
     Fullness,
 }
 
-impl fmt::Display for MoveCause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl MoveCause {
+    /// One word, for people and metric labels.
+    pub const fn as_str(self) -> &'static str {
+        match self {
             MoveCause::Drain => "drain",
             MoveCause::Recall => "recall",
             MoveCause::Gravity => "gravity",
             MoveCause::Spill => "spill",
             MoveCause::Fullness => "fullness",
-        })
+        }
+    }
+}
+
+impl fmt::Display for MoveCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

@@ -8,7 +8,10 @@
 //! - a disk spills from 70 % of what it can do on, and takes what it is not forced to take below 45 % only; what has spilled
 //!   would bring its former disk back above 70 %, so it does not come home before the load has gone;
 //! - recall takes only from lenders, gravity gives only to the volume's own node;
-//! - what has moved stays for six hours.
+//! - what has moved stays for hours ([`MovePolicy::hold_s`]);
+//! - what has left a disk lately counts as gone where it is asked whether that disk spills, and as still there where it is asked
+//!   what the disk takes; what has come to one lately counts where it is asked what it takes. So a forecast that has not heard of a
+//!   move yet leads to no other.
 //!
 //! Invariants: equal facts give equal plans, whatever their order; one piece of a volume at a time, one off and one onto a disk;
 //! a plan that is carried out gives no plan that takes any of it back. Must not know: clocks, records, how runs
@@ -35,10 +38,6 @@ use crate::{
 pub const SPILL: u64 = 700;
 /// Thousandths up to which it takes what it is not forced to take.
 pub const TAKE: u64 = 450;
-/// Seconds for which what has moved by itself stays.
-pub const HOLD_S: u64 = 6 * 3600;
-/// Seconds for which nothing must have happened to a volume before it comes home: VMs that migrate often migrate on.
-pub const STILL_S: u64 = 600;
 /// The part of a disk, in thousandths, that stays free beyond the owner's need where extents are taken.
 const MARGIN: u64 = 20;
 /// Percent below the bound of fullness up to which a disk takes extents.
@@ -59,12 +58,18 @@ pub struct DiskFact {
     pub free: u64,
     /// Of them, about to be free: given up and not wiped yet.
     pub coming: u64,
+    /// Of the free ones, those that other nodes may have.
+    pub lendable: u64,
     /// Extents that have to stay free for its owner: forecast growth until a recall is done, and the reserve.
     pub need: u64,
     /// Thousandths of I/Os a second that it can do and may be used; 0: not known.
     pub usable: u64,
     /// Thousandths of I/Os a second that it is forecast to do, at its peak, what it does for others included.
     pub load: u64,
+    /// Of it, what has moved away lately: a forecast may not know yet.
+    pub left: u64,
+    /// What has moved here lately, beside what is forecast.
+    pub come: u64,
     /// It serves, is well, and its node lives.
     pub serving: bool,
 }
@@ -79,16 +84,26 @@ impl DiskFact {
         (used * 100).checked_div(self.extents).unwrap_or(100)
     }
 
-    fn busy(&self, more: u64) -> u64 {
-        self.load.saturating_add(more).saturating_mul(1000).checked_div(self.usable).unwrap_or(0)
+    /// Thousandths of what it can do that are asked of it at the least: what makes it give.
+    fn busy(&self) -> u64 {
+        self.load.saturating_sub(self.left).saturating_mul(1000).checked_div(self.usable).unwrap_or(0)
     }
 
-    /// How many extents it takes, within all bounds.
-    fn accepts(&self, policy: &MovePolicy, io: u64, most_busy: u64) -> u64 {
-        if !self.serving || self.busy(io) >= most_busy {
+    /// Thousandths of what it can do that may be asked of it if `more` comes: what makes it refuse.
+    fn busy_with(&self, more: u64) -> u64 {
+        let all = self.load.saturating_add(self.come).saturating_add(more);
+        all.saturating_mul(1000).checked_div(self.usable).unwrap_or(0)
+    }
+
+    /// How many extents it takes for a volume at `home`, within all bounds.
+    fn accepts(&self, policy: &MovePolicy, home: &NodeName, io: u64, most_busy: u64) -> u64 {
+        if !self.serving || self.busy_with(io) >= most_busy {
             return 0;
         }
-        let spare = self.free.saturating_sub(self.need).saturating_sub(self.margin());
+        let mut spare = self.free.saturating_sub(self.need).saturating_sub(self.margin());
+        if self.node != *home {
+            spare = spare.min(self.lendable);
+        }
         let Some(full) = policy.fullness else { return spare };
         let used = self.extents.saturating_sub(self.free);
         let may = self.extents * u64::from(full).saturating_sub(BELOW_FULL) / 100;
@@ -98,6 +113,19 @@ impl DiskFact {
     /// Extents that its owner lacks.
     fn lacks(&self) -> u64 {
         self.need.saturating_sub(self.free).saturating_sub(self.coming)
+    }
+
+    /// Extents above so many percent.
+    fn over(&self, bound: u32) -> u64 {
+        let used = self.extents.saturating_sub(self.free).saturating_sub(self.coming);
+        used.saturating_sub(self.extents * u64::from(bound) / 100)
+    }
+
+    /// Whether it may have to give something away for its own sake: volumes on it are looked at.
+    pub fn may_give(&self, policy: &MovePolicy) -> bool {
+        (policy.recall && self.lacks() > 0)
+            || (policy.spill && self.usable > 0 && self.busy() >= SPILL)
+            || policy.fullness.is_some_and(|bound| self.over(bound) > 0)
     }
 }
 
@@ -228,6 +256,8 @@ pub struct Proposal {
     pub from: DiskId,
     /// Onto this one.
     pub to: DiskId,
+    /// Thousandths of I/Os a second that go there.
+    pub io: u64,
     /// For what.
     pub cause: MoveCause,
     /// Why.
@@ -277,7 +307,7 @@ impl<'a> Board<'a> {
                 && fits(d)
         };
         let rated = self.disks.values().filter(open).filter_map(|d| {
-            let takes = d.accepts(self.policy, p.io_of(count), most_busy);
+            let takes = d.accepts(self.policy, &v.home, p.io_of(count), most_busy);
             let n = p.part(count.min(takes))?;
             Some((n, takes, std::cmp::Reverse(d.disk)))
         });
@@ -289,16 +319,18 @@ impl<'a> Board<'a> {
         let io = p.io_of(n);
         if let Some(d) = self.disks.get_mut(&p.disk) {
             d.coming = d.coming.saturating_add(n);
-            d.load = d.load.saturating_sub(io);
+            d.left = d.left.saturating_add(io);
         }
         if let Some(d) = self.disks.get_mut(&to) {
             d.free = d.free.saturating_sub(n);
-            d.load = d.load.saturating_add(io);
+            d.lendable = d.lendable.saturating_sub(n);
+            d.come = d.come.saturating_add(io);
         }
         self.giving.insert(p.disk);
         self.taking.insert(to);
         self.moving.insert(v.volume);
         self.out.push(Proposal {
+            io,
             volume: v.volume,
             epoch: v.epoch,
             start: p.start,

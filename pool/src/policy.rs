@@ -20,6 +20,11 @@ use crate::{
 /// Seconds of an hour and of a day.
 const HOUR_S: u64 = 3600;
 const DAY_S: u64 = 24 * HOUR_S;
+/// Seconds for which what has moved by itself stays, unless the pool says otherwise.
+pub const HOLD_S: u64 = 6 * HOUR_S;
+/// Seconds for which nothing must have happened to a volume before it comes home, unless the pool says otherwise: VMs that
+/// migrate often migrate on.
+pub const STILL_S: u64 = 600;
 
 /// What moves by itself in a pool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +38,10 @@ pub struct MovePolicy {
     pub recall: bool,
     /// Extents leave disks that are fuller than so many percent.
     pub fullness: Option<u32>,
+    /// Seconds for which what has moved by itself stays where it is, but for a lender that needs the room.
+    pub hold_s: u64,
+    /// Seconds for which nothing must have happened to a volume before it comes home.
+    pub still_s: u64,
     /// How much may move.
     pub budget: Budget,
 }
@@ -53,7 +62,15 @@ pub struct Budget {
 
 impl Default for MovePolicy {
     fn default() -> Self {
-        Self { gravity: true, spill: true, recall: true, fullness: None, budget: Budget::default() }
+        Self {
+            gravity: true,
+            spill: true,
+            recall: true,
+            fullness: None,
+            hold_s: HOLD_S,
+            still_s: STILL_S,
+            budget: Budget::default(),
+        }
     }
 }
 
@@ -68,7 +85,12 @@ impl Default for Budget {
 impl MovePolicy {
     /// Nothing moves by itself.
     pub fn still() -> Self {
-        Self { gravity: false, spill: false, recall: false, fullness: None, budget: Budget::default() }
+        Self { gravity: false, spill: false, recall: false, ..Self::default() }
+    }
+
+    /// Whether anything moves by itself.
+    pub fn is_still(&self) -> bool {
+        !self.gravity && !self.spill && !self.recall && self.fullness.is_none()
     }
 
     /// Whether extents may move for this reason.

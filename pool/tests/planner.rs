@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use pool::{
     ids::{DiskId, Epoch, NodeName, VolumeId},
     moving::MoveCause,
-    planner::{Busy, DiskFact, HOLD_S, PieceFact, Proposal, STILL_S, VolumeFact, Why, plan},
-    policy::MovePolicy,
+    planner::{Busy, DiskFact, PieceFact, Proposal, VolumeFact, Why, plan},
+    policy::{HOLD_S, MovePolicy, STILL_S},
     units::{ExtentSize, Extents},
 };
 use proptest::{prelude::*, strategy::ValueTree as _};
@@ -69,9 +69,12 @@ fn build(disks: &[RawDisk], volumes: &[RawVolume]) -> World {
             extents: *extents,
             free: *extents,
             coming: 0,
+            lendable: *extents,
             need: *need,
             usable: *usable,
             load: *own,
+            left: 0,
+            come: 0,
             serving: *serving,
         })
         .collect();

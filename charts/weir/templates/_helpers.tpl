@@ -85,6 +85,9 @@ nodeTokens:
   audience: weir
   serviceAccount: {{ .Release.Namespace }}:{{ include "weir.nodeAccount" . }}
 lease: {{- toYaml .Values.controller.lease | nindent 2 }}
+{{- with .Values.controller.moves }}
+moves: {{- toYaml . | nindent 2 }}
+{{- end }}
 tls:
 {{- if eq .Values.tls.source "controller" }}
   kubernetes:

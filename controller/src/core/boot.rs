@@ -160,6 +160,7 @@ impl Engine {
 
     /// Looks at everything once: what was under way when the last controller ended goes on.
     pub(super) fn resume(&mut self) {
+        self.began_ms = self.now.unix_ms;
         let disks: Vec<_> = self.disks.keys().copied().collect();
         for d in disks {
             self.advance_disk(d);

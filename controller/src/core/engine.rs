@@ -87,6 +87,8 @@ pub(super) struct Engine {
     /// Nodes that show a disk which is on record for another node, so that another look is due when that one reports.
     pub(super) contested: BTreeSet<NodeName>,
     pub(super) now: Now,
+    /// When this reign began, in milliseconds since 1970.
+    pub(super) began_ms: u64,
     pub(super) draw: Box<dyn FnMut() -> u128 + Send>,
     pub(super) next_session: u64,
     pub(super) measures: Measures,
@@ -112,6 +114,7 @@ impl Engine {
             nodes: BTreeMap::new(),
             contested: BTreeSet::new(),
             now: Now::default(),
+            began_ms: 0,
             draw,
             next_session: 0,
             measures: Measures::default(),

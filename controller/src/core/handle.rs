@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     drains::DrainProgress,
     engine::Engine,
+    facts::{DiskToPlan, Planning, VolumeToPlan, Wanted},
     measures::{Measures, Tally},
     operate::{DiskLine, VolumeDetail, VolumeLine},
     query::unfit,
@@ -233,6 +234,39 @@ impl Handle {
     /// The controller is stopping.
     pub async fn disk_facts(&self, after: Option<DiskId>, max: usize) -> Result<Vec<DiskFacts>, ApiError> {
         self.question(move |e| e.disk_facts(after, max)).await
+    }
+
+    /// By what rules moves are planned.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn planning(&self) -> Result<Planning, ApiError> {
+        self.question(Engine::planning).await
+    }
+
+    /// Looks at `max` disks after the one given, for planners; with the last one looked at.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn disks_to_plan(
+        &self,
+        after: Option<DiskId>,
+        max: usize,
+    ) -> Result<(Vec<DiskToPlan>, Option<DiskId>), ApiError> {
+        self.question(move |e| e.disks_to_plan(after, max)).await
+    }
+
+    /// Looks at `max` volumes after the one given for those that planners want; with the last one looked at.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn volumes_to_plan(
+        &self,
+        after: Option<VolumeId>,
+        max: usize,
+        wanted: Arc<Wanted>,
+    ) -> Result<(Vec<VolumeToPlan>, Option<VolumeId>), ApiError> {
+        self.question(move |e| e.volumes_to_plan(after, max, &wanted)).await
     }
 
     /// A page of disks, by id.

@@ -59,6 +59,11 @@ impl MoveLoad {
         self.from.get(&disk).copied().unwrap_or(0)
     }
 
+    /// Moves onto a disk.
+    pub(super) fn onto(&self, disk: DiskId) -> u32 {
+        self.to.get(&disk).copied().unwrap_or(0)
+    }
+
     /// Whether another move of this volume may begin.
     pub(super) fn admits(&self, e: &Engine, r: &VolumeRecord, from: DiskId, to: DiskId) -> Result<(), Stays> {
         let limits = self.limits(e, from);

@@ -9,6 +9,7 @@ use observe::prometheus::{
 use pool::{
     access::Access,
     ids::{NodeName, PoolName, VolumeId},
+    moving::MoveCause,
     record::Lifecycle,
     units::{Bytes, Extents},
 };
@@ -28,13 +29,19 @@ const NEWS: usize = 8192;
 pub struct Measures {
     steps: Family<[(&'static str, &'static str); 1], Counter>,
     cut_overs: Histogram,
+    proposed: Family<[(&'static str, &'static str); 2], Counter>,
     news: broadcast::Sender<News>,
 }
 
 impl Default for Measures {
     fn default() -> Self {
         let news = broadcast::channel(NEWS).0;
-        Self { steps: Family::default(), cut_overs: Histogram::new(CUT_OVER), news }
+        Self {
+            steps: Family::default(),
+            cut_overs: Histogram::new(CUT_OVER),
+            proposed: Family::default(),
+            news,
+        }
     }
 }
 
@@ -64,6 +71,12 @@ impl Measures {
         }
     }
 
+    /// A move was proposed; it has begun, or was refused.
+    pub(super) fn proposed(&self, cause: MoveCause, begun: bool) {
+        let outcome = if begun { "begun" } else { "refused" };
+        self.proposed.get_or_create(&[("cause", cause.as_str()), ("outcome", outcome)]).inc();
+    }
+
     /// Changes of volumes from now on.
     pub fn news(&self) -> broadcast::Receiver<News> {
         self.news.subscribe()
@@ -73,6 +86,8 @@ impl Measures {
     pub fn register(&self, registry: &mut Registry) {
         let help = "Changes of volumes' records, by what they are part of: evict is a fence of a dead holder";
         registry.register("weir_volume_steps", help, self.steps.clone());
+        let help = "Moves that were worth while, by why: begun, or refused for now";
+        registry.register("weir_moves_proposed", help, self.proposed.clone());
         let help = "From the record that begins a cut-over to the one that ends it";
         registry.register_with_unit("weir_cutover", help, Unit::Seconds, self.cut_overs.clone());
     }

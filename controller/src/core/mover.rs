@@ -100,6 +100,10 @@ impl Engine {
                 let bytes = old.extent_size.checked_bytes_of(s.leg_count()).unwrap_or_default();
                 self.mover.again.remove(&id);
                 self.wake_mover();
+                let cause = old.moving.as_ref().map(|m| m.cause).filter(|c| *c != MoveCause::Drain);
+                if let (Some(cause), Some(v)) = (cause, self.volumes.get_mut(&id)) {
+                    v.live.moved = Some((self.now.unix_ms, cause));
+                }
                 if let Some(p) = self.mover.paces.get_mut(&from) {
                     p.left(bytes);
                 }

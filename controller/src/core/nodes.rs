@@ -102,6 +102,11 @@ impl Node {
         self.session.is_some() && self.reported
     }
 
+    /// Whether it has a session and has not said everything in it yet.
+    pub(super) fn is_unheard(&self) -> bool {
+        self.session.is_some() && !self.reported
+    }
+
     /// Ends its session.
     pub(super) fn close(&mut self, why: Close) {
         if let Some((_, out)) = self.session.take() {

@@ -4,11 +4,13 @@
 //! Invariants: a proposal is for the record that was looked at, and void for any other; a drain comes first. Must not know: what
 //! makes a move worth while (`pool::planner`).
 
+use std::collections::BTreeMap;
+
 use pool::{
-    ids::{DiskId, VolumeId},
+    ids::{DiskId, PoolName, VolumeId},
     moving::{MoveCause, Piece},
     planner::Proposal,
-    policy::{Spending, is_budgeted},
+    policy::{MovePolicy, Spending, is_budgeted},
     record::{Lifecycle, VolumeRecord},
     units::{Bytes, Extents},
     volume::Leg,
@@ -25,16 +27,54 @@ impl Engine {
     /// Begins the moves that are proposed, as far as they may begin; answers with those that may not, and why.
     pub(super) fn take_proposals(&mut self, all: &[Proposal], reply: Reply<Vec<(VolumeId, String)>>) {
         let mut refused = Vec::new();
+        let mut sizes: BTreeMap<PoolName, Extents> = BTreeMap::new();
+        for d in self.pool.disks() {
+            let n = sizes.entry(d.pool.clone()).or_default();
+            *n = n.plus(d.extents);
+        }
         for p in all {
-            if let Err(why) = self.begin_proposed(p) {
-                tracing::debug!(volume = %p.volume, cause = %p.cause, %why, "a proposed move does not begin");
+            let begun = self.begin_proposed(p, &sizes);
+            self.measures.proposed(p.cause, begun.is_ok());
+            if let Err(why) = begun {
+                tracing::debug!(volume = %p.volume, from = %p.from, to = %p.to, cause = %p.cause, %why, "a proposed move does not begin");
                 refused.push((p.volume, why.to_string()));
             }
         }
         answer(reply, Ok(refused));
     }
 
-    fn begin_proposed(&mut self, p: &Proposal) -> Result<(), Stays> {
+    fn begin_proposed(&mut self, p: &Proposal, sizes: &BTreeMap<PoolName, Extents>) -> Result<(), Stays> {
+        let r = self.may_move(p)?;
+        let policy = self.moving_policy(r);
+        let piece = self.piece_to(r, p)?;
+        let load = self.move_load();
+        if load.off(p.from) >= policy.budget.per_disk {
+            return Err(Stays::SourceBusy);
+        }
+        load.admits(self, r, p.from, p.to)?;
+        let bytes = r.extent_size.checked_bytes_of(piece.count).unwrap_or(Bytes::new(u64::MAX));
+        let pool = r.pool.clone();
+        let pool_extents = sizes.get(&pool).copied().unwrap_or_default();
+        let extents = piece.count;
+        let spending = Spending { pool: &pool, pool_extents, from: p.from, to: p.to, extents, bytes };
+        let now_s = self.now.mono.as_secs();
+        if is_budgeted(p.cause) {
+            self.mover.spent.check(now_s, &policy.budget, &spending).map_err(Stays::Over)?;
+        }
+        self.begin_move(p.volume, piece, p.cause, &p.why.to_string()).map_err(Stays::Other)?;
+        self.note_mover(p.volume);
+        if is_budgeted(p.cause) {
+            self.mover.spent.spend(now_s, &spending);
+        }
+        Ok(())
+    }
+
+    fn moving_policy(&self, r: &VolumeRecord) -> MovePolicy {
+        self.specs.get(&r.pool).map(|s| s.moving).unwrap_or_default()
+    }
+
+    /// The record that a proposal is for, if it still stands, and its pool wants such moves.
+    fn may_move(&self, p: &Proposal) -> Result<&VolumeRecord, Stays> {
         let v = self.volumes.get(&p.volume).ok_or(Stays::Gone)?;
         let r = &v.record;
         if r.lifecycle == Lifecycle::Deleting {
@@ -49,41 +89,14 @@ impl Engine {
         if let Some((times, wait)) = self.backs_off(p.volume) {
             return Err(Stays::CalledOff { times, wait });
         }
-        let policy = self.specs.get(&r.pool).map(|s| s.moving).unwrap_or_default();
-        if p.cause == MoveCause::Drain || !policy.allows(p.cause) {
+        let drained = self.disks.get(&p.from).is_some_and(|s| is_draining(s.record.disk.state));
+        if p.cause == MoveCause::Drain || !self.moving_policy(r).allows(p.cause) || drained {
             return Err(Stays::Unwanted(p.cause));
         }
-        if self.disks.get(&p.from).is_some_and(|s| is_draining(s.record.disk.state)) {
-            return Err(Stays::Unwanted(p.cause));
+        match self.bound(r, p.from) {
+            Some(why) => Err(why),
+            None => Ok(r),
         }
-        if let Some(why) = self.bound(r, p.from) {
-            return Err(why);
-        }
-        let piece = self.piece_to(r, p)?;
-        let load = self.move_load();
-        if load.off(p.from) >= policy.budget.per_disk {
-            return Err(Stays::SourceBusy);
-        }
-        load.admits(self, r, p.from, p.to)?;
-        let bytes = r.extent_size.checked_bytes_of(piece.count).unwrap_or(Bytes::new(u64::MAX));
-        let (pool, count) = (r.pool.clone(), piece.count);
-        let pool_extents = self
-            .pool
-            .disks()
-            .filter(|d| d.pool == pool)
-            .map(|d| d.extents)
-            .fold(Extents::ZERO, Extents::plus);
-        let spending = Spending { pool: &pool, pool_extents, from: p.from, to: p.to, extents: count, bytes };
-        let now_s = self.now.mono.as_secs();
-        if is_budgeted(p.cause) {
-            self.mover.spent.check(now_s, &policy.budget, &spending).map_err(Stays::Over)?;
-        }
-        self.begin_move(p.volume, piece, p.cause, &p.why.to_string()).map_err(Stays::Other)?;
-        self.note_mover(p.volume);
-        if is_budgeted(p.cause) {
-            self.mover.spent.spend(now_s, &spending);
-        }
-        Ok(())
     }
 
     /// The piece with a run on the disk that was chosen, if that may have it.

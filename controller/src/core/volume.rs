@@ -13,7 +13,7 @@ use pool::{
     access::{Access, Confirmations, Gone, Mode, Place},
     goals::ExportState,
     ids::{DiskId, NodeName, VolumeId},
-    moving::Mirror,
+    moving::{Mirror, MoveCause},
     record::VolumeRecord,
     units::Bytes,
     volume::Run,
@@ -132,6 +132,8 @@ pub(super) struct Live {
     pub(super) wiped: BTreeSet<(DiskId, u64)>,
     /// How far the mirror of a move was when it last got on, and when.
     pub(super) progress: Option<(Mirror, Duration)>,
+    /// When something of it last moved by itself, in milliseconds since 1970, and why, if this controller has seen it.
+    pub(super) moved: Option<(u64, MoveCause)>,
     /// Since when it is being cut over, if this controller has seen the beginning.
     pub(super) cut_over_since: Option<Duration>,
     /// Nodes that are listed as having to do with it.

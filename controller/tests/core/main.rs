@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod drains;
+mod feed;
 mod kubernetes;
 mod moves;
 mod node;

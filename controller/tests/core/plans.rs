@@ -88,6 +88,16 @@ impl Rig {
         rig
     }
 
+    /// Of parts that were made elsewhere.
+    pub(crate) fn of(
+        world: World,
+        core: Handle,
+        nodes: Vec<Node>,
+        task: JoinHandle<Result<(), CoreError>>,
+    ) -> Self {
+        Self { world, core, nodes, task }
+    }
+
     /// Waits until so many extents are free.
     pub(crate) async fn free(&self, n: u64) {
         until(&format!("{n} extents are free"), || async {

@@ -40,6 +40,7 @@ async fn proposal(rig: &Rig, volume: VolumeId, [home, away]: [DiskId; 2], count:
         leg: 0,
         from: away,
         to: home,
+        io: 20_000,
         cause: MoveCause::Gravity,
         why: Why::Gravity { io: 20, gain_s: 138, cost_s: 1 },
     }

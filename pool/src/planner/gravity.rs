@@ -1,7 +1,8 @@
 //! Borrowed extents come home to the node that uses them, the hottest first, where that node has room and it pays: what users
-//! wait less within a day is more than twice what the copy costs others (the model's rule).
+//! wait less within a day is more than twice what the copy costs others (the model's rule). A disk of which nothing is known
+//! takes nothing home: it may be overloaded.
 
-use super::{Board, HOLD_S, PieceFact, STILL_S, TAKE, VolumeFact, Why};
+use super::{Board, PieceFact, TAKE, VolumeFact, Why};
 use crate::{moving::MoveCause, units::Extents};
 
 /// Microseconds that an I/O to another node takes longer: the round trip and both ends of nvme-tcp on a common network.
@@ -27,8 +28,9 @@ fn pays(v: &VolumeFact, p: &PieceFact, n: u64) -> bool {
 
 pub(super) fn plan(board: &mut Board<'_>) {
     let mut away: Vec<(&VolumeFact, &PieceFact)> = Vec::new();
+    let (still_s, hold_s) = (board.policy.still_s, board.policy.hold_s);
     for v in board.volumes.values() {
-        let settled = v.coming_home || (v.still_s >= STILL_S && v.moved_s.is_none_or(|s| s >= HOLD_S));
+        let settled = v.coming_home || (v.still_s >= still_s && v.moved_s.is_none_or(|s| s >= hold_s));
         if settled && board.is_free(v) {
             let lent = |p: &&PieceFact| board.node_of(p.disk).is_some_and(|n| *n != v.home);
             away.extend(v.pieces.iter().filter(lent).filter(|p| pays(v, p, p.count)).map(|p| (*v, p)));
@@ -43,7 +45,7 @@ pub(super) fn plan(board: &mut Board<'_>) {
             continue;
         }
         let count = if p.whole.is_some() { p.count } else { p.count.min(board.most) };
-        let found = board.target(v, p, count, TAKE, |t| t.node == v.home);
+        let found = board.target(v, p, count, TAKE, |t| t.node == v.home && t.usable > 0);
         if let Some((to, n)) = found.filter(|(_, n)| pays(v, p, *n)) {
             let (gain_s, cost_s) = figures(v, p, n);
             let why = Why::Gravity { io: p.io_of(n) / 1000, gain_s, cost_s };
