@@ -43,6 +43,8 @@ pub(super) fn pool(spec: &Spec) -> Value {
             "extentSize": spec.extent_size,
             "freshDisks": if spec.trust_fresh_disks { "trust" } else { "wipe" },
             "devices": devices,
+            "reserve": spec.reserve,
+            "moving": spec.moving,
         },
     })
 }
@@ -55,6 +57,8 @@ pub(super) fn controller(spec: &Spec, ports: Ports, dir: &Path) -> String {
             "nodes": format!("127.0.0.1:{}", ports.nodes),
             "operator": {"at": format!("tcp://127.0.0.1:{}", ports.operator)},
         },
+        // Where a pool has anything move, it is soon.
+        "moves": {"settle": "5s", "every": "2s"},
         "tls": {"ca": tls.join("ca.crt"), "cert": tls.join("controller.crt"), "key": tls.join("controller.key")},
     });
     if let Some(kubeconfig) = &spec.kubeconfig {

@@ -48,6 +48,10 @@ pub struct Spec {
     pub memory: u32,
     /// The pool takes blank disks for zeroed, as fresh sparse images are.
     pub trust_fresh_disks: bool,
+    /// What moves by itself in the pool (`moving` of a StoragePool).
+    pub moving: Value,
+    /// Bytes of each disk that are kept for its own node.
+    pub reserve: u64,
     /// Devices that the pool takes beside the lab's disks, of kinds that it leaves out otherwise (a loop device).
     pub extra_devices: Vec<String>,
     /// The lab outlives this process under this name.
@@ -57,7 +61,7 @@ pub struct Spec {
 }
 
 impl Default for Spec {
-    /// Three nodes with one disk of 1 GiB, extents of 4 MiB.
+    /// Three nodes with one disk of 1 GiB, extents of 4 MiB; nothing moves by itself.
     fn default() -> Self {
         Self {
             nodes: 3,
@@ -67,6 +71,8 @@ impl Default for Spec {
             extent_size: 4 << 20,
             memory: 640,
             trust_fresh_disks: false,
+            moving: Self::still(),
+            reserve: 0,
             extra_devices: Vec::new(),
             persistent: None,
             kubeconfig: None,
@@ -75,6 +81,11 @@ impl Default for Spec {
 }
 
 impl Spec {
+    /// Nothing moves by itself.
+    pub fn still() -> Value {
+        serde_json::json!({"gravity": false, "spill": false, "recall": false})
+    }
+
     /// The pool of the lab's disks, as the custom resource has it.
     pub fn pool(&self) -> Value {
         config::pool(self)

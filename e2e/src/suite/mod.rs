@@ -5,6 +5,7 @@ mod crash;
 mod disks;
 mod errors;
 mod faults;
+mod flow;
 pub mod kube;
 mod migrate;
 mod moves;
@@ -35,6 +36,7 @@ pub fn cases() -> Vec<Case> {
     all.extend_from_slice(basic::CASES);
     all.extend_from_slice(migrate::CASES);
     all.extend_from_slice(moves::CASES);
+    all.extend_from_slice(flow::CASES);
     for more in
         [vm::CASES, errors::CASES, restart::CASES, faults::CASES, crash::CASES, disks::CASES, sanity::CASES]
     {
