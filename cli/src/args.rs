@@ -104,6 +104,8 @@ pub(crate) enum Command {
         #[arg(long)]
         once: bool,
     },
+    /// Forecasts, policies side by side, and the planners at full size, over traces or generated load: without a cluster.
+    Simulate(simulate::command::Settings),
     /// Volumes by hand, where there is no Kubernetes.
     #[command(subcommand)]
     Volume(Volume),

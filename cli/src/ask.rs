@@ -40,10 +40,14 @@ pub(crate) async fn run(args: &Args, name: &'static str) -> Result<(), Error> {
         clap_complete::generate(*shell, &mut Args::command(), name.replace(' ', "-"), &mut script);
         return Ok(print(&String::from_utf8_lossy(&script))?);
     }
+    if let Command::Simulate(settings) = &args.command {
+        let done = simulate::command::run(settings, &mut std::io::stdout().lock());
+        return done.map_err(|e| Error::Simulation(format!("{e:#}")));
+    }
     let mut c = connect(&args.to).await?;
     let to = args.output;
     match &args.command {
-        Command::Completion { .. } => Ok(()),
+        Command::Completion { .. } | Command::Simulate(_) => Ok(()),
         Command::Status => {
             let s = c.client.status(wire::StatusRequest {}).await?.into_inner();
             tell(to, &s, || status(&s))

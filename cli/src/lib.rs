@@ -31,6 +31,9 @@ pub enum Error {
     /// What was waited for did not come.
     #[error("{0}")]
     Unfinished(String),
+    /// A simulation could not be run.
+    #[error("{0}")]
+    Simulation(String),
     /// Somebody pressed Ctrl-C.
     #[error("{0}")]
     Interrupted(String),
@@ -95,6 +98,7 @@ pub fn main(name: &'static str) -> ExitCode {
                 Error::Connect(_)
                 | Error::Refused(_)
                 | Error::Unfinished(_)
+                | Error::Simulation(_)
                 | Error::Print(_)
                 | Error::Json(_) => ExitCode::FAILURE,
             }

@@ -23,6 +23,7 @@ mod recall;
 mod spill;
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
@@ -32,6 +33,7 @@ use crate::{
     moving::MoveCause,
     policy::MovePolicy,
     units::{Bytes, ExtentSize, Extents},
+    volume::Segment,
 };
 
 /// Thousandths of what a disk can do from which on it spills.
@@ -40,6 +42,8 @@ pub const SPILL: u64 = 700;
 pub const TAKE: u64 = 450;
 /// The part of a disk, in thousandths, that stays free beyond the owner's need where extents are taken.
 const MARGIN: u64 = 20;
+/// So many disks that lend are looked at for one piece at most: whoever finds none of them fit will not be helped by more.
+const LOOKED: usize = 512;
 /// Percent below the bound of fullness up to which a disk takes extents.
 const BELOW_FULL: u64 = 5;
 
@@ -97,13 +101,19 @@ impl DiskFact {
 
     /// How many extents it takes for a volume at `home`, within all bounds.
     fn accepts(&self, policy: &MovePolicy, home: &NodeName, io: u64, most_busy: u64) -> u64 {
-        if !self.serving || self.busy_with(io) >= most_busy {
+        if self.busy_with(io) >= most_busy {
             return 0;
         }
-        let mut spare = self.free.saturating_sub(self.need).saturating_sub(self.margin());
-        if self.node != *home {
-            spare = spare.min(self.lendable);
+        let room = self.room(policy);
+        if self.node == *home { room } else { room.min(self.lendable) }
+    }
+
+    /// How many extents it takes at all, however busy it is.
+    fn room(&self, policy: &MovePolicy) -> u64 {
+        if !self.serving {
+            return 0;
         }
+        let spare = self.free.saturating_sub(self.need).saturating_sub(self.margin());
         let Some(full) = policy.fullness else { return spare };
         let used = self.extents.saturating_sub(self.free);
         let may = self.extents * u64::from(full).saturating_sub(BELOW_FULL) / 100;
@@ -157,6 +167,20 @@ impl PieceFact {
         let n = if self.whole.is_some() { self.count } else { self.count.min(most) };
         (n > 0 && n <= most).then_some(n)
     }
+}
+
+/// The pieces of a segment; what I/O they do is not known.
+pub fn pieces(s: &Segment) -> impl Iterator<Item = PieceFact> + '_ {
+    let whole = s.stripe.map(|_| s.legs.iter().map(|l| l.disk).collect::<BTreeSet<_>>());
+    s.legs.iter().enumerate().map(move |(i, l)| PieceFact {
+        start: s.start,
+        count: s.leg_count().get(),
+        // A segment has 64 legs at most.
+        leg: i as u32,
+        disk: l.disk,
+        io: 0,
+        whole: whole.clone(),
+    })
 }
 
 /// What is so of a volume that one node holds.
@@ -271,6 +295,10 @@ struct Board<'a> {
     most: u64,
     disks: BTreeMap<DiskId, DiskFact>,
     volumes: BTreeMap<VolumeId, &'a VolumeFact>,
+    /// Disks of each node.
+    nodes: BTreeMap<NodeName, Vec<DiskId>>,
+    /// Disks that lend, by how many extents they take from others; of equals the lesser id is greater.
+    lenders: BTreeSet<(u64, Reverse<DiskId>)>,
     /// Pieces on each disk, by volume and place in it.
     on: BTreeMap<DiskId, Vec<(VolumeId, usize)>>,
     /// Disks that give, disks that take, volumes that move.
@@ -285,33 +313,53 @@ impl<'a> Board<'a> {
         self.disks.get(&disk).map(|d| &d.node)
     }
 
-    /// The disk that takes most of `count` extents of a piece, of those that `fits`; of equals the one with most spare room.
+    /// The disk that takes most of `count` extents of a piece, of those that `fit`; of equals the one with most spare room. Away
+    /// from the volume's nodes only the [`LOOKED`] disks with most room are looked at.
     fn target(
         &self,
         v: &VolumeFact,
         p: &PieceFact,
         count: u64,
         most_busy: u64,
-        fits: impl Fn(&DiskFact) -> bool,
+        fit: &Fit<'_>,
     ) -> Option<(DiskId, u64)> {
-        let lenders: BTreeSet<&NodeName> =
-            v.pieces.iter().filter_map(|p| self.node_of(p.disk)).filter(|n| **n != v.home).collect();
-        let left = p.whole.as_ref();
-        let open = |d: &&DiskFact| {
-            d.disk != p.disk
+        let rate = |d: &DiskFact| {
+            let open = d.disk != p.disk
                 && d.block == v.block
                 && !v.not.contains(&d.disk)
                 && !self.taking.contains(&d.disk)
-                && left.is_none_or(|legs| !legs.contains(&d.disk))
-                && (d.node == v.home || lenders.contains(&d.node) || lenders.len() < v.max_lenders)
-                && fits(d)
-        };
-        let rated = self.disks.values().filter(open).filter_map(|d| {
+                && p.whole.as_ref().is_none_or(|legs| !legs.contains(&d.disk))
+                && (d.usable > 0 || !fit.rated);
             let takes = d.accepts(self.policy, &v.home, p.io_of(count), most_busy);
-            let n = p.part(count.min(takes))?;
-            Some((n, takes, std::cmp::Reverse(d.disk)))
-        });
-        rated.max().map(|(n, _, d)| (d.0, n))
+            let n = p.part(count.min(takes)).filter(|_| open)?;
+            Some((n, takes, Reverse(d.disk)))
+        };
+        let of = |node: &NodeName| {
+            let disks = self.nodes.get(node).into_iter().flatten();
+            disks.filter_map(|d| self.disks.get(d)).filter_map(rate).max()
+        };
+        let best = match fit.place {
+            Place::On(node) => of(node),
+            Place::Off(node) => {
+                let known: BTreeSet<&NodeName> = v.pieces.iter().filter_map(|p| self.node_of(p.disk)).collect();
+                let near = known.iter().copied().chain([&v.home]).filter(|n| Some(*n) != node).filter_map(of).max();
+                let lenders = known.iter().filter(|n| ***n != v.home).count();
+                // One more lender, if it may have one.
+                let far = if lenders < v.max_lenders { self.most_room(node, rate) } else { None };
+                near.max(far)
+            }
+        };
+        best.map(|(n, _, d)| (d.0, n))
+    }
+
+    /// The best of the disks that lend, which are looked at from the one with most room on: no later one takes more.
+    fn most_room(
+        &self,
+        but: Option<&NodeName>,
+        rate: impl Fn(&DiskFact) -> Option<(u64, u64, Reverse<DiskId>)>,
+    ) -> Option<(u64, u64, Reverse<DiskId>)> {
+        let disks = self.lenders.iter().rev().take(LOOKED).filter_map(|(_, d)| self.disks.get(&d.0));
+        disks.filter(|d| Some(&d.node) != but).find_map(rate)
     }
 
     /// Takes a proposal up, if nothing of it is taken yet.
@@ -322,6 +370,7 @@ impl<'a> Board<'a> {
             d.left = d.left.saturating_add(io);
         }
         if let Some(d) = self.disks.get_mut(&to) {
+            self.lenders.remove(&lender(d, self.policy));
             d.free = d.free.saturating_sub(n);
             d.lendable = d.lendable.saturating_sub(n);
             d.come = d.come.saturating_add(io);
@@ -359,6 +408,44 @@ impl<'a> Board<'a> {
     }
 }
 
+/// Where a piece may go.
+enum Place<'a> {
+    /// To this node only.
+    On(&'a NodeName),
+    /// Anywhere but to this node.
+    Off(Option<&'a NodeName>),
+}
+
+/// What a disk has to be to take a piece.
+struct Fit<'a> {
+    place: Place<'a>,
+    /// What it can do is known.
+    rated: bool,
+}
+
+impl<'a> Fit<'a> {
+    fn on(node: &'a NodeName) -> Self {
+        Self { place: Place::On(node), rated: false }
+    }
+
+    fn off(node: &'a NodeName) -> Self {
+        Self { place: Place::Off(Some(node)), rated: false }
+    }
+
+    fn anywhere() -> Self {
+        Self { place: Place::Off(None), rated: false }
+    }
+
+    fn rated(self) -> Self {
+        Self { rated: true, ..self }
+    }
+}
+
+/// A disk's place among those that lend.
+fn lender(d: &DiskFact, policy: &MovePolicy) -> (u64, Reverse<DiskId>) {
+    (d.room(policy).min(d.lendable), Reverse(d.disk))
+}
+
 /// Bytes of so many extents, for people.
 fn bytes(v: &VolumeFact, n: u64) -> Bytes {
     v.extent_size.checked_bytes_of(Extents::new(n)).unwrap_or(Bytes::new(u64::MAX))
@@ -380,9 +467,16 @@ pub fn plan(
         }
     }
     on.values_mut().for_each(|p| p.sort_unstable());
+    let mut nodes: BTreeMap<NodeName, Vec<DiskId>> = BTreeMap::new();
+    for d in disks {
+        nodes.entry(d.node.clone()).or_default().push(d.disk);
+    }
+    let lenders = disks.iter().filter(|d| !busy.taking.contains(&d.disk)).map(|d| lender(d, policy));
     let mut board = Board {
         policy,
         most: most.get().max(1),
+        nodes,
+        lenders: lenders.filter(|(room, _)| *room > 0).collect(),
         disks: disks.iter().map(|d| (d.disk, d.clone())).collect(),
         volumes: volumes.iter().map(|v| (v.volume, v)).collect(),
         on,

@@ -1,12 +1,18 @@
 //! The command as a person or a program calls it.
 
 use clap::Parser;
-use simulate::command::{Options, run};
+use simulate::command::{Settings, run};
 use tempfile::TempDir;
+
+#[derive(Parser)]
+struct Words {
+    #[command(flatten)]
+    settings: Settings,
+}
 
 fn called(words: &[&str]) -> anyhow::Result<String> {
     let mut out = Vec::new();
-    run(&Options::try_parse_from([&["weir-simulate"], words].concat())?, &mut out)?;
+    run(&Words::try_parse_from([&["simulate"], words].concat())?.settings, &mut out)?;
     Ok(String::from_utf8(out)?)
 }
 
@@ -38,6 +44,19 @@ fn json_has_the_agreed_shape() {
     assert_eq!(policies.len(), 8);
     assert_eq!(keys(&policies[0]), ["above_cap", "local", "moved_per_day", "overloaded", "policy", "seeds"]);
     assert_eq!(policies[0]["seeds"].as_u64(), Some(2));
+}
+
+#[test]
+fn scale_needs_no_trace() {
+    let dir = TempDir::new().expect("a directory");
+    let path = dir.path().join("out.json");
+    let table = called(&["--scale", "10", "--json", path.to_str().expect("a name")]).expect("a run");
+    assert!(table.contains("10 nodes, 100 disks, 1000 volumes"), "{table}");
+    let text = std::fs::read_to_string(&path).expect("the results");
+    let results: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let scale = results["scale"].as_object().expect("an object");
+    let agreed = ["nodes", "disks", "volumes", "create_ms", "full_plan_s", "incremental_s", "rss_bytes"];
+    assert!(agreed.iter().all(|key| scale[*key].is_number()), "{scale:?}");
 }
 
 #[test]

@@ -13,11 +13,10 @@ use pool::{
     ids::{DiskId, NodeName, PoolName, VolumeId},
     layout::{Layout, Locality},
     moving::MoveCause,
-    planner::{DiskFact, PieceFact, VolumeFact},
+    planner::{self, DiskFact, VolumeFact},
     policy::MovePolicy,
     record::{Lifecycle, VolumeRecord},
     units::{ExtentSize, Extents},
-    volume::Segment,
 };
 
 use super::{engine::Engine, load::MoveLoad, volume::Volume};
@@ -174,7 +173,7 @@ impl Engine {
                 bound: r.params.locality == Locality::Require || r.params.layout == Layout::WholeDisk,
                 block: self.pool.disk(first)?.logical_block,
                 not: r.retired.iter().map(|r| r.disk).collect(),
-                pieces: r.map.0.iter().flat_map(pieces).collect(),
+                pieces: r.map.0.iter().flat_map(planner::pieces).collect(),
                 max_lenders: r.params.max_lenders as usize,
             },
         })
@@ -216,17 +215,4 @@ impl Engine {
 fn is_coming_home(v: &Volume) -> bool {
     let newest = v.record.history.last().map_or(0, |l| l.unix_ms);
     v.live.moved.is_some_and(|(at, cause)| cause == MoveCause::Gravity && at >= newest)
-}
-
-fn pieces(s: &Segment) -> impl Iterator<Item = PieceFact> + '_ {
-    let whole = s.stripe.map(|_| s.legs.iter().map(|l| l.disk).collect::<BTreeSet<_>>());
-    s.legs.iter().enumerate().map(move |(i, l)| PieceFact {
-        start: s.start,
-        count: s.leg_count().get(),
-        // A segment has 64 legs at most.
-        leg: i as u32,
-        disk: l.disk,
-        io: 0,
-        whole: whole.clone(),
-    })
 }

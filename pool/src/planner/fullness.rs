@@ -1,7 +1,7 @@
 //! Extents leave a disk that is fuller than the pool's bound: the coldest first, to another disk of the same node if one has
 //! room, else to the emptiest. Ends at the bound; disks take extents up to five percent below it.
 
-use super::{Board, TAKE, Why};
+use super::{Board, Fit, TAKE, Why};
 use crate::{ids::DiskId, moving::MoveCause};
 
 pub(super) fn plan(board: &mut Board<'_>) {
@@ -26,8 +26,8 @@ fn relieve(board: &mut Board<'_>, disk: DiskId, wanted: u64, bound: u32) {
     });
     for (v, p) in pieces {
         let count = if p.whole.is_some() { p.count } else { p.count.min(board.most).min(wanted) };
-        let near = board.target(v, p, count, TAKE, |t| t.node == d.node);
-        if let Some((to, n)) = near.or_else(|| board.target(v, p, count, TAKE, |_| true)) {
+        let near = board.target(v, p, count, TAKE, &Fit::on(&d.node));
+        if let Some((to, n)) = near.or_else(|| board.target(v, p, count, TAKE, &Fit::anywhere())) {
             let why = Why::Fullness { used: d.used_percent(0), bound };
             board.propose(v, p, to, n, MoveCause::Fullness, why);
             return;

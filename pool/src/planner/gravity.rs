@@ -2,7 +2,7 @@
 //! wait less within a day is more than twice what the copy costs others (the model's rule). A disk of which nothing is known
 //! takes nothing home: it may be overloaded.
 
-use super::{Board, PieceFact, TAKE, VolumeFact, Why};
+use super::{Board, Fit, PieceFact, TAKE, VolumeFact, Why};
 use crate::{moving::MoveCause, units::Extents};
 
 /// Microseconds that an I/O to another node takes longer: the round trip and both ends of nvme-tcp on a common network.
@@ -45,7 +45,7 @@ pub(super) fn plan(board: &mut Board<'_>) {
             continue;
         }
         let count = if p.whole.is_some() { p.count } else { p.count.min(board.most) };
-        let found = board.target(v, p, count, TAKE, |t| t.node == v.home && t.usable > 0);
+        let found = board.target(v, p, count, TAKE, &Fit::on(&v.home).rated());
         if let Some((to, n)) = found.filter(|(_, n)| pays(v, p, *n)) {
             let (gain_s, cost_s) = figures(v, p, n);
             let why = Why::Gravity { io: p.io_of(n) / 1000, gain_s, cost_s };

@@ -1,7 +1,7 @@
 //! Lent extents leave a disk whose owner needs the room: the coldest first, home if there is room, else to whoever has most.
 //! Begins when what is free, or about to be, is less than the owner's forecast need; ends half a margin above it.
 
-use super::{Board, SPILL, VolumeFact, Why, bytes};
+use super::{Board, Fit, SPILL, Why, bytes};
 use crate::{ids::DiskId, moving::MoveCause};
 
 pub(super) fn plan(board: &mut Board<'_>) {
@@ -27,9 +27,9 @@ fn recall(board: &mut Board<'_>, disk: DiskId) {
     });
     for (v, p) in lent {
         let count = if p.whole.is_some() { p.count } else { p.count.min(wanted) };
-        let home = |v: &VolumeFact| board.target(v, p, count, SPILL, |t| t.node == v.home);
-        let other = || board.target(v, p, count, SPILL, |t| t.node != d.node);
-        if let Some((to, n)) = home(v).or_else(other) {
+        let home = board.target(v, p, count, SPILL, &Fit::on(&v.home));
+        let other = || board.target(v, p, count, SPILL, &Fit::off(&d.node));
+        if let Some((to, n)) = home.or_else(other) {
             let why = Why::Recall { free: bytes(v, d.free + d.coming), need: bytes(v, d.need) };
             board.propose(v, p, to, n, MoveCause::Recall, why);
             return;

@@ -1,7 +1,7 @@
 //! Extents leave a disk that is forecast to be overloaded: what is lent first, then the owner's, the hottest first, to disks
 //! that stay well below. Begins at 70 % of what the disk can do.
 
-use super::{Board, SPILL, TAKE, Why};
+use super::{Board, Fit, SPILL, TAKE, Why};
 use crate::{ids::DiskId, moving::MoveCause};
 
 pub(super) fn plan(board: &mut Board<'_>) {
@@ -32,8 +32,8 @@ fn spill(board: &mut Board<'_>, disk: DiskId) {
     for (v, p) in pieces {
         let count = if p.whole.is_some() { p.count } else { p.count.min(board.most) };
         // Another disk of the same node costs the volume nothing.
-        let near = board.target(v, p, count, TAKE, |t| t.node == v.home && t.usable > 0);
-        let found = near.or_else(|| board.target(v, p, count, TAKE, |t| t.usable > 0));
+        let near = board.target(v, p, count, TAKE, &Fit::on(&v.home).rated());
+        let found = near.or_else(|| board.target(v, p, count, TAKE, &Fit::anywhere().rated()));
         if let Some((to, n)) = found.filter(|(_, n)| p.io_of(*n) > 0) {
             let why = Why::Spill { busy: d.busy() / 10 };
             board.propose(v, p, to, n, MoveCause::Spill, why);
