@@ -41,7 +41,7 @@ pub(crate) async fn run(args: &Args, name: &'static str) -> Result<(), Error> {
         return Ok(print(&String::from_utf8_lossy(&script))?);
     }
     if let Command::Simulate(settings) = &args.command {
-        let done = simulate::command::run(settings, &mut std::io::stdout().lock());
+        let done = simulate::command::run(settings, &mut io::stdout().lock());
         return done.map_err(|e| Error::Simulation(format!("{e:#}")));
     }
     let mut c = connect(&args.to).await?;

@@ -180,6 +180,8 @@ struct VolumeRow {
     bytes_s: f64,
     /// Its load, as slowly as heat follows.
     warm: Warm,
+    /// What it did of late.
+    peaks: Peaks,
     /// When the newest sample arrived, by our clock.
     sampled_s: Option<u64>,
 }
@@ -191,6 +193,7 @@ impl VolumeRow {
             heat: Heat::default(),
             bytes_s: 0.0,
             warm: Warm::default(),
+            peaks: Peaks::of_minutes(),
             sampled_s: None,
         }
     }
@@ -316,6 +319,7 @@ impl Flow {
             let row = state.volumes.entry(v.volume).or_insert_with(VolumeRow::new);
             row.series.record(r.at_s, v.load);
             row.warm.take(now_s, v.load);
+            row.peaks.take(now_s, v.load);
             row.sampled_s = Some(now_s);
             row.bytes_s = v.bytes_s;
             row.heat = v.heat.unwrap_or_else(|| std::mem::take(&mut row.heat));

@@ -150,16 +150,23 @@ pub struct PieceFact {
     pub leg: u32,
     /// On which disk.
     pub disk: DiskId,
-    /// Thousandths of I/Os a second that go there.
+    /// Thousandths of I/Os a second that go there, over hours.
     pub io: u64,
+    /// The same at its peak, as a disk's load is reckoned: what leaves one disk and comes to another with it.
+    pub peak: u64,
     /// It moves as a whole, and not onto these disks: the legs of its segment.
     pub whole: Option<BTreeSet<DiskId>>,
 }
 
 impl PieceFact {
-    /// I/O of `n` of its extents.
+    /// I/O of `n` of its extents, over hours.
     fn io_of(&self, n: u64) -> u64 {
         self.io.saturating_mul(n).checked_div(self.count).unwrap_or(0)
+    }
+
+    /// I/O of `n` of its extents at its peak.
+    fn peak_of(&self, n: u64) -> u64 {
+        self.peak.saturating_mul(n).checked_div(self.count).unwrap_or(0)
     }
 
     /// What of it moves at a time, if so many extents can: all of it or none where it is whole.
@@ -179,6 +186,7 @@ pub fn pieces(s: &Segment) -> impl Iterator<Item = PieceFact> + '_ {
         leg: i as u32,
         disk: l.disk,
         io: 0,
+        peak: 0,
         whole: whole.clone(),
     })
 }
@@ -280,7 +288,7 @@ pub struct Proposal {
     pub from: DiskId,
     /// Onto this one.
     pub to: DiskId,
-    /// Thousandths of I/Os a second that go there.
+    /// Thousandths of I/Os a second that go with it, at their peak.
     pub io: u64,
     /// For what.
     pub cause: MoveCause,
@@ -330,7 +338,7 @@ impl<'a> Board<'a> {
                 && !self.taking.contains(&d.disk)
                 && p.whole.as_ref().is_none_or(|legs| !legs.contains(&d.disk))
                 && (d.usable > 0 || !fit.rated);
-            let takes = d.accepts(self.policy, &v.home, p.io_of(count), most_busy);
+            let takes = d.accepts(self.policy, &v.home, p.peak_of(count), most_busy);
             let n = p.part(count.min(takes)).filter(|_| open)?;
             Some((n, takes, Reverse(d.disk)))
         };
@@ -341,8 +349,10 @@ impl<'a> Board<'a> {
         let best = match fit.place {
             Place::On(node) => of(node),
             Place::Off(node) => {
-                let known: BTreeSet<&NodeName> = v.pieces.iter().filter_map(|p| self.node_of(p.disk)).collect();
-                let near = known.iter().copied().chain([&v.home]).filter(|n| Some(*n) != node).filter_map(of).max();
+                let known: BTreeSet<&NodeName> =
+                    v.pieces.iter().filter_map(|p| self.node_of(p.disk)).collect();
+                let near =
+                    known.iter().copied().chain([&v.home]).filter(|n| Some(*n) != node).filter_map(of).max();
                 let lenders = known.iter().filter(|n| ***n != v.home).count();
                 // One more lender, if it may have one.
                 let far = if lenders < v.max_lenders { self.most_room(node, rate) } else { None };
@@ -364,7 +374,7 @@ impl<'a> Board<'a> {
 
     /// Takes a proposal up, if nothing of it is taken yet.
     fn propose(&mut self, v: &VolumeFact, p: &PieceFact, to: DiskId, n: u64, cause: MoveCause, why: Why) {
-        let io = p.io_of(n);
+        let io = p.peak_of(n);
         if let Some(d) = self.disks.get_mut(&p.disk) {
             d.coming = d.coming.saturating_add(n);
             d.left = d.left.saturating_add(io);

@@ -81,19 +81,22 @@ fn build(disks: &[RawDisk], volumes: &[RawVolume]) -> World {
     let mut out = vec![];
     for (i, (home, still_s, moved_s, max_lenders, bound, pieces)) in volumes.iter().enumerate() {
         let (mut start, mut mine) = (0, vec![]);
-        for (d, count, io) in pieces {
+        for (d, count, peak) in pieces {
+            // What it does over hours is some part of its peak.
+            let io = peak / (1 + count % 4);
             let count = (*count).min(all[*d].free);
             if count == 0 {
                 continue;
             }
             all[*d].free -= count;
-            all[*d].load += io;
+            all[*d].load += peak;
             mine.push(PieceFact {
                 start: Extents::new(start),
                 count,
                 leg: 0,
                 disk: disk(*d),
-                io: *io,
+                io,
+                peak: *peak,
                 whole: None,
             });
             start += count;
@@ -133,13 +136,14 @@ impl World {
             let old = v.pieces[i].clone();
             let n = p.count.get();
             assert!(n > 0 && n <= old.count, "{p:?} of {old:?}");
-            let io = old.io * n / old.count;
-            v.pieces[i] = PieceFact { disk: p.to, count: n, io, ..old.clone() };
+            let (io, peak) = (old.io * n / old.count, old.peak * n / old.count);
+            v.pieces[i] = PieceFact { disk: p.to, count: n, io, peak, ..old.clone() };
             if n < old.count {
                 let rest = PieceFact {
                     start: Extents::new(old.start.get() + n),
                     count: old.count - n,
                     io: old.io - io,
+                    peak: old.peak - peak,
                     ..old
                 };
                 v.pieces.insert(i + 1, rest);
@@ -147,10 +151,10 @@ impl World {
             v.moved_s = Some(0);
             v.coming_home = p.cause == MoveCause::Gravity;
             let from = self.disk(p.from);
-            (from.free, from.load) = (from.free + n, from.load.saturating_sub(io));
+            (from.free, from.load) = (from.free + n, from.load.saturating_sub(peak));
             let to = self.disk(p.to);
             to.free = to.free.checked_sub(n).expect("the disk has the room");
-            to.load += io;
+            to.load += peak;
         }
     }
 

@@ -94,7 +94,10 @@ struct World {
 /// # Errors
 /// The size is nothing, a volume does not fit, or the kernel does not say how much memory was used.
 pub fn measure(size: Size, seed: u64) -> anyhow::Result<Scale> {
-    anyhow::ensure!(size.nodes > 0 && size.disks_per_node > 0, "a cluster has at least one node and one disk");
+    anyhow::ensure!(
+        size.nodes > 0 && size.disks_per_node > 0,
+        "a cluster has at least one node and one disk"
+    );
     let mut world = World::new(size, &mut Random::new(seed))?;
     let policy = MovePolicy::default();
     let start = Instant::now();
@@ -104,7 +107,10 @@ pub fn measure(size: Size, seed: u64) -> anyhow::Result<Scale> {
     world.created.sort_unstable();
     let ms = |share: f64| {
         let at = (world.created.len() as f64 * share) as usize;
-        world.created.get(at.min(world.created.len().saturating_sub(1))).map_or(0.0, |d| d.as_secs_f64() * 1e3)
+        world
+            .created
+            .get(at.min(world.created.len().saturating_sub(1)))
+            .map_or(0.0, |d| d.as_secs_f64() * 1e3)
     };
     Ok(Scale {
         nodes: size.nodes,
@@ -245,6 +251,7 @@ fn volume(volume: VolumeId, home: NodeName, map: &Map, io: f64) -> VolumeFact {
     let all: u64 = pieces.iter().map(|p| p.count).sum();
     for p in &mut pieces {
         p.io = (io * p.count as f64 / all.max(1) as f64) as u64;
+        p.peak = p.io;
     }
     VolumeFact {
         volume,
@@ -265,7 +272,8 @@ fn volume(volume: VolumeId, home: NodeName, map: &Map, io: f64) -> VolumeFact {
 /// Bytes of memory that this process had at once, at most.
 fn peak_rss() -> anyhow::Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
-    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("no VmHWM in /proc/self/status")?;
+    let line =
+        status.lines().find_map(|l| l.strip_prefix("VmHWM:")).context("no VmHWM in /proc/self/status")?;
     let kib: u64 = line.trim().trim_end_matches("kB").trim().parse().context("parse VmHWM")?;
     Ok(kib * 1024)
 }
@@ -295,7 +303,8 @@ mod tests {
         let found = plan(&MovePolicy::default(), &w.disks, &w.volumes);
         let again = world();
         assert_eq!(found, plan(&MovePolicy::default(), &again.disks, &again.volumes));
-        let hot: Vec<DiskId> = w.disks.iter().filter(|d| d.load * 1000 >= d.usable * planner::SPILL).map(|d| d.disk).collect();
+        let hot: Vec<DiskId> =
+            w.disks.iter().filter(|d| d.load * 1000 >= d.usable * planner::SPILL).map(|d| d.disk).collect();
         assert!(!hot.is_empty() && found.iter().any(|p| hot.contains(&p.from)), "{hot:?}");
     }
 }

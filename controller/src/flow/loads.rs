@@ -137,7 +137,7 @@ impl Flow {
     pub fn rate_volume(&self, now_s: u64, fact: &mut VolumeFact) {
         let s = self.lock();
         if let Some(row) = s.volumes.get(&fact.volume).filter(|r| is_fresh(r.sampled_s, now_s)) {
-            spread(row, fact);
+            spread(row, now_s, fact);
         }
     }
 }
@@ -150,15 +150,18 @@ fn span(p: &PieceFact) -> (u64, u64, u64) {
 
 /// Gives each piece its share of what the volume does: by heat, evenly where there is none. The I/Os of heat are counted
 /// whatever their size; where the load is greater because they are large, that counts.
-fn spread(row: &VolumeRow, fact: &mut VolumeFact) {
+fn spread(row: &VolumeRow, now_s: u64, fact: &mut VolumeFact) {
     let extent = fact.extent_size.bytes().get() as f64;
     let size = fact.pieces.iter().map(|p| span(p).1).max().unwrap_or(0) as f64 * extent;
     let sum: f64 = row.heat.ios.iter().sum();
-    let (part, ios, scale) = if row.heat.part_bytes > 0 && sum > 0.0 {
-        (row.heat.part_bytes as f64, row.heat.ios.as_slice(), row.warm.mean.max(sum) / sum)
+    let (part, ios, sum) = if row.heat.part_bytes > 0 && sum > 0.0 {
+        (row.heat.part_bytes as f64, row.heat.ios.as_slice(), sum)
     } else {
-        (size, &[1.0][..], row.warm.mean)
+        (size, &[1.0][..], 1.0)
     };
+    let mean = row.warm.mean.max(row.heat.ios.iter().sum());
+    // A load that is new is not in a mean of hours yet, and all of it in its disk's.
+    let peak = row.peaks.greatest(now_s).map_or(mean, |p| p.max(mean));
     for p in &mut fact.pieces {
         let (from, to, legs) = span(p);
         let (from, to) = (from as f64 * extent, to as f64 * extent);
@@ -167,8 +170,9 @@ fn spread(row: &VolumeRow, fact: &mut VolumeFact) {
             let common = to.min(end) - from.max(begin);
             if common > 0.0 { io * common / (end - begin) } else { 0.0 }
         };
-        let within: f64 = ios.iter().enumerate().map(share).sum();
-        p.io = thousandths(within * scale / legs as f64);
+        let of_all = ios.iter().enumerate().map(share).sum::<f64>() / sum / legs as f64;
+        p.io = thousandths(mean * of_all);
+        p.peak = thousandths(peak * of_all);
     }
 }
 
@@ -192,6 +196,7 @@ mod tests {
             leg,
             disk: DiskId::from_u128(legs[leg as usize]),
             io: 0,
+            peak: 0,
             whole: (legs.len() > 1).then_some(all),
         }
     }
@@ -219,13 +224,14 @@ mod tests {
             heat: Heat { part_bytes: ExtentSize::MIN.bytes().get() * part_extents, ios: ios.to_vec() },
             bytes_s: 0.0,
             warm: Warm { at_s: 0, mean: warm },
+            peaks: Peaks::of_minutes(),
             sampled_s: None,
         }
     }
 
     fn ios(row: &VolumeRow, pieces: Vec<PieceFact>) -> Vec<u64> {
         let mut v = volume(pieces);
-        spread(row, &mut v);
+        spread(row, 0, &mut v);
         v.pieces.iter().map(|p| p.io).collect()
     }
 
@@ -243,6 +249,25 @@ mod tests {
         assert_eq!(ios(&row(3, &[0.0, 0.0, 6.0], 0.0), linear()), [0, 6000]);
         let stripes = vec![piece(0, 4, &[1, 2], 0), piece(0, 4, &[1, 2], 1)];
         assert_eq!(ios(&row(4, &[10.0, 4.0], 0.0), stripes), [7000, 7000]);
+    }
+
+    #[test]
+    fn a_new_load_counts_in_full_for_disks_and_little_over_hours() {
+        let mut r = row(2, &[3.0, 1.0], 4.0);
+        for at in (0..60).step_by(10) {
+            r.peaks.take(at, 400.0);
+        }
+        let mut v = volume(vec![piece(0, 2, &[1], 0), piece(2, 2, &[2], 0)]);
+        spread(&r, 30, &mut v);
+        let of = |v: &VolumeFact| v.pieces.iter().map(|p| (p.io, p.peak)).collect::<Vec<_>>();
+        assert_eq!(of(&v), [(3000, 3000), (1000, 1000)], "the minute is not over");
+        spread(&r, 60, &mut v);
+        assert_eq!(of(&v), [(3000, 300_000), (1000, 100_000)]);
+        spread(&r, 1000, &mut v);
+        assert_eq!(of(&v), [(3000, 3000), (1000, 1000)], "it has passed");
+        (r.heat, r.warm.mean) = (Heat::default(), 0.0);
+        spread(&r, 60, &mut v);
+        assert_eq!(of(&v), [(0, 200_000), (0, 200_000)], "nothing is known of where");
     }
 
     #[test]

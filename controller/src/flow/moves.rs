@@ -193,7 +193,7 @@ impl Moves {
             for mut v in rows {
                 self.flow.rate_volume(now_s, &mut v.fact);
                 // Of a million idle volumes none is kept in memory.
-                let matters = v.fact.pieces.iter().any(|p| p.io > 0 || wanted.disks.contains(&p.disk));
+                let matters = v.fact.pieces.iter().any(|p| p.peak > 0 || wanted.disks.contains(&p.disk));
                 if let Some(facts) = pools.get_mut(&v.pool).filter(|_| matters) {
                     facts.volumes.push(v.fact);
                 }
