@@ -21,6 +21,7 @@ mod parse;
 mod stats;
 mod status;
 mod table;
+mod throttle;
 
 pub use control::{Control, DeviceInfo, ListedDevice, RawTarget, TargetVersion, Which};
 pub use device::DeviceSpec;
@@ -31,3 +32,4 @@ pub use node::{dev_node_path, ensure_dev_node, remove_dev_node};
 pub use stats::{AreaStat, Region};
 pub use status::{DelayStatus, MirrorStatus, MultipathStatus, PathState};
 pub use table::{BadTable, DelayLeg, Line, Stripe, Table, Target};
+pub use throttle::set_mirror_throttle;

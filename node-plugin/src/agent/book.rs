@@ -9,7 +9,7 @@ use std::{
 
 use csi_proto::node as proto;
 use kernel::dm::dev_node_path;
-use pool::{ids::VolumeId, names::DmRole};
+use pool::{ids::VolumeId, moving::Mirror, names::DmRole};
 use tokio::sync::{Notify, watch};
 
 use super::model::{AttachmentReport, ExportKey, ExportReport, ExportStanding, Standing};
@@ -79,6 +79,11 @@ impl Book {
         i.attachments.insert(r.volume, r);
         drop(i);
         self.news.notify_one();
+    }
+
+    /// Whether a mirror copies.
+    pub fn is_copying(&self) -> bool {
+        self.lock().attachments.values().any(|a| matches!(a.mirror, Some(Mirror::Copying(..))))
     }
 
     /// Takes note of an export.

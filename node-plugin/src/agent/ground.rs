@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use kernel::{
-    Class, DevNo,
+    AttrError, Class, DevNo,
     block::BlockError,
     dm::{DmError, Table},
     nvme::NvmeError,
@@ -18,6 +18,8 @@ use pool::{
     names::DmRole,
     units::Sectors,
 };
+
+use super::pace::Foreground;
 
 /// A device-mapper device as it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,6 +112,12 @@ pub enum GroundError {
     /// A block device's attributes.
     #[error(transparent)]
     Block(#[from] BlockError),
+    /// A parameter of a module.
+    #[error(transparent)]
+    Attr(#[from] AttrError),
+    /// The counters of all devices.
+    #[error("read /proc/diskstats: {0}")]
+    Stats(#[source] std::io::Error),
 }
 
 impl GroundError {
@@ -120,6 +128,8 @@ impl GroundError {
             GroundError::Nvmet(e) => e.class(),
             GroundError::Nvme(e) => e.class(),
             GroundError::Block(e) => e.class(),
+            GroundError::Attr(e) => e.class(),
+            GroundError::Stats(e) => Class::of_io(e),
         }
     }
 }
@@ -164,6 +174,11 @@ pub trait Ground: Send + Sync + 'static {
     fn reset(&self, link: &Link) -> Result<()>;
     /// Ends a connection. False, and nothing done, when a namespace of it is in use.
     fn disconnect(&self, link: &Link) -> Result<bool>;
+
+    /// I/O of all volumes that have a device here.
+    fn foreground(&self) -> Result<Foreground>;
+    /// Percent of its time that the kernel may spend on copies.
+    fn set_copy_share(&self, percent: u32) -> Result<()>;
 
     /// The namespaces of a subsystem by uuid, with their numbers.
     fn exported(&self, disk: DiskId, consumer: &NodeName) -> Result<BTreeMap<SliceId, u32>>;

@@ -12,6 +12,7 @@ pub mod export;
 pub mod ground;
 pub mod imports;
 pub mod model;
+pub mod pace;
 pub mod real;
 pub mod resolve;
 mod retry;
@@ -120,6 +121,7 @@ impl Agent {
         info!(devices = roles.len(), "read back from the kernel");
         let imports = Imports::start(ground.clone(), calls.clone(), node.clone());
         let book = Arc::new(Book::default());
+        tokio::spawn(pace::keep(ground.clone(), calls.clone(), book.clone()));
         let ctx = Ctx { ground, calls, imports, disks, node, book, subsystems: Subsystems::default() };
         let agent =
             Arc::new(Self { ctx: Arc::new(ctx), table: Mutex::new(Table { legs, ..Table::default() }) });

@@ -10,7 +10,7 @@ use std::{
 
 use kernel::{
     DevNo,
-    block::BlockDevice,
+    block::{BlockDevice, parse_diskstats},
     dm::{self, Control, DeviceSpec, DmError, EventPoll, Table},
     nvme::{ConnectOptions, ControllerState, Endpoint, Nvme, NvmeError},
     nvmet::{NamespaceSpec, Nvmet, PortAddr},
@@ -23,7 +23,10 @@ use pool::{
     units::Sectors,
 };
 
-use super::ground::{ExportSpec, Fabric, Found, Ground, Import, Link, Result, WriteActivity};
+use super::{
+    ground::{ExportSpec, Fabric, Found, Ground, GroundError, Import, Link, Result, WriteActivity},
+    pace::Foreground,
+};
 use crate::flow::areas;
 
 /// The running kernel.
@@ -234,6 +237,23 @@ impl Ground for Kernel {
         let nqn = names::subsystem_nqn(disk, &self.node);
         let e = Endpoint { traddr: address, trsvcid: port, nqn };
         Ok(self.nvme.ensure_connected(&e, &self.options).map(drop)?)
+    }
+
+    fn foreground(&self) -> Result<Foreground> {
+        let is_top =
+            |d: &dm::ListedDevice| matches!(d.uuid.as_deref().and_then(DmRole::parse), Some(DmRole::Top(_)));
+        let tops: BTreeSet<DevNo> =
+            self.control.list()?.iter().filter(|d| is_top(d)).map(|d| d.dev).collect();
+        let text = std::fs::read_to_string("/proc/diskstats").map_err(GroundError::Stats)?;
+        let ours = parse_diskstats(&text).into_iter().filter(|(dev, ..)| tops.contains(dev));
+        Ok(ours.fold(Foreground::default(), |f, (_, _, s)| Foreground {
+            ios: f.ios.saturating_add(s.reads).saturating_add(s.writes),
+            ms: f.ms.saturating_add(s.read_ms).saturating_add(s.write_ms),
+        }))
+    }
+
+    fn set_copy_share(&self, percent: u32) -> Result<()> {
+        Ok(dm::set_mirror_throttle(percent)?)
     }
 
     fn rescan(&self, link: &Link) -> Result<()> {

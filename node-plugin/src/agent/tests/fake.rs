@@ -22,7 +22,10 @@ use pool::{
 };
 use rustix::io::Errno;
 
-use crate::agent::ground::{ExportSpec, Fabric, Found, Ground, Import, Link, Result, WriteActivity};
+use crate::agent::{
+    ground::{ExportSpec, Fabric, Found, Ground, Import, Link, Result, WriteActivity},
+    pace::Foreground,
+};
 
 #[derive(Default)]
 pub(crate) struct Device {
@@ -37,6 +40,8 @@ pub(crate) struct World {
     pub(crate) fabric: Fabric,
     pub(crate) exported: BTreeMap<SliceId, u32>,
     pub(crate) linked: bool,
+    /// Percent of the time that copies have.
+    pub(crate) copy_share: u32,
     pub(crate) held: bool,
     pub(crate) writing: bool,
     /// What the tops let through or failed, in order: for asserting what became of held writes.
@@ -240,6 +245,15 @@ impl Ground for Fake {
             let name = format!("nvme{}", w.fabric.links.len());
             w.fabric.links.push(Link { name, nqn, peer: Some((address, port)), live: true });
         }
+        Ok(())
+    }
+
+    fn foreground(&self) -> Result<Foreground> {
+        Ok(Foreground::default())
+    }
+
+    fn set_copy_share(&self, percent: u32) -> Result<()> {
+        self.lock().copy_share = percent;
         Ok(())
     }
 
