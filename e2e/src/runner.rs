@@ -102,7 +102,10 @@ pub fn run(names: &[String], on: Option<&str>) -> Result<Tally> {
         report(s.name, t.failed == 0, start.elapsed());
         tally.add(t);
     }
-    let cases: Vec<Case> = suite::cases().into_iter().filter(|c| wanted(c.name)).collect();
+    let cases: Vec<Case> = suite::cases()
+        .into_iter()
+        .filter(|c| wanted(c.name) && (c.by_default() || !names.is_empty()))
+        .collect();
     tally.add(run_cases(&cases));
     if let Some(mut builder) = ahead {
         // What failed is said when it is needed.
@@ -224,8 +227,8 @@ fn kube_tests(filter: &str, env: &[(&str, &str)]) -> Result<Tally> {
     suite::kube::with_api_server(|plane| {
         let kubeconfig = plane.kubeconfig().to_str().context("the kubeconfig's path")?;
         let env: Vec<_> = env.iter().copied().chain([("WEIR_TEST_KUBECONFIG", kubeconfig)]).collect();
-        let args =
-            ["test", "-q", "-p", "controller", "--test", "core", filter, "--", "--ignored", "--nocapture"];
+        // Of the whole workspace: another selection would compile shared libraries once more.
+        let args = ["test", "-q", "--workspace", "--test", "core", filter, "--", "--ignored", "--nocapture"];
         let tally = cargo_tests(&args, &env)?;
         anyhow::ensure!(tally.passed + tally.failed > 0, "no test is named {filter}");
         Ok(tally)
