@@ -207,6 +207,9 @@ pub trait Api: Send + Sync + 'static {
         required: Bytes,
         limit: Option<Bytes>,
     ) -> Result<VolumeInfo, ApiError>;
+    /// Changes what may change of a volume while it lives, to all that `parameters` say: its limits. What they do not name is not
+    /// limited any more. Returns once it is on record; nodes follow.
+    async fn modify(&self, id: VolumeId, parameters: BTreeMap<String, String>) -> Result<(), ApiError>;
     /// Gives the volume to a node and, with `wait`, returns once the node can use it.
     async fn attach(
         &self,

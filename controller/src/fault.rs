@@ -47,6 +47,8 @@ pub enum Cause {
     Erase,
     /// A volume grows.
     Expand,
+    /// Its limits change.
+    Modify,
     /// A run of extents begins to move.
     MoveBegin,
     /// The new place becomes the truth.
@@ -84,6 +86,7 @@ impl Cause {
         Cause::Wiped,
         Cause::Erase,
         Cause::Expand,
+        Cause::Modify,
         Cause::MoveBegin,
         Cause::MoveSwitch,
         Cause::MoveAbort,
@@ -117,6 +120,7 @@ impl Cause {
             Cause::Wiped => "wiped",
             Cause::Erase => "erase",
             Cause::Expand => "expand",
+            Cause::Modify => "modify",
             Cause::Claim => "claim",
             Cause::Disk => "disk",
             Cause::Fresh => "fresh",

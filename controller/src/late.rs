@@ -78,6 +78,10 @@ impl Api for Late {
         self.now()?.expand(id, required, limit).await
     }
 
+    async fn modify(&self, id: VolumeId, parameters: BTreeMap<String, String>) -> Result<(), ApiError> {
+        self.now()?.modify(id, parameters).await
+    }
+
     async fn attach(
         &self,
         id: VolumeId,

@@ -1,4 +1,4 @@
-//! Weir's control of the kernel: device-mapper, nvmet, nvme over TCP, block devices, mounts.
+//! Weir's control of the kernel: device-mapper, nvmet, nvme over TCP, block devices, mounts, control groups.
 //!
 //! Every call here is synchronous and may block for as long as the kernel likes (a flush below a dead path, a
 //! connect to a dead peer). Callers run them on threads of their own, under [`deadline`]. Invariants: nothing
@@ -7,6 +7,7 @@
 //! protocol, an async runtime.
 
 pub mod block;
+pub mod cgroup;
 pub mod deadline;
 pub mod devno;
 pub mod dm;
@@ -19,6 +20,7 @@ pub mod uevent;
 
 pub use devno::DevNo;
 pub use error::Class;
+pub use sysfs::AttrError;
 
 /// What an `ensure_*` call found and did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -81,6 +81,7 @@ async fn main() -> Fallible<()> {
         max_volumes: 300,
         state_dir: state.into(),
         recorder: None,
+        limits: None,
     };
     let _handle = Session::start(config, agent, link, watch::Sender::new(Ok(())))?;
     while let Some(o) = room.orders.recv().await {

@@ -8,6 +8,7 @@ use kernel::dm::dev_node_path;
 use pool::{
     goals::{ExportState, Role},
     ids::{BadId, DiskId, Epoch},
+    layout::params::Limits,
     moving::Mirror,
     names::DmRole,
     units::{BadExtentSize, Bytes, ExtentSize, Extents, Sectors},
@@ -174,6 +175,13 @@ pub fn attachment_goal(g: &proto::AttachmentGoal) -> Result<AttachmentGoal, Conv
         }
     }
     Ok(goal)
+}
+
+/// What the users of a volume may do: 0 is no limit.
+pub fn limits(g: &proto::AttachmentGoal) -> Limits {
+    let l = g.limits.unwrap_or_default();
+    let some = |n: u64| (n > 0).then_some(n);
+    Limits { iops: some(l.iops), throughput: some(l.throughput).map(Bytes::new) }
 }
 
 /// What is said about an export.

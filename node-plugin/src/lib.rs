@@ -8,6 +8,7 @@ pub mod disks;
 pub mod disks_api;
 pub mod flow;
 pub mod kubelet;
+pub mod limits;
 mod metrics;
 pub mod retirements;
 pub mod serve;

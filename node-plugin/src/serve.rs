@@ -1,7 +1,13 @@
 //! Wires the parts of a node plugin together and runs it until it is told to stop. Stopping it stops no I/O: the
 //! kernel keeps what stands.
 
-use std::{fs, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use observe::{Operations, Told};
 use tokio::{
@@ -17,10 +23,13 @@ use crate::{
     disks_api::disk_link,
     flow::{self, Recorder, look::KernelEye},
     kubelet,
+    limits::{LimitError, Limiter},
     metrics::{self, Gauges},
     session::{Session, SessionConfig, term::TermError},
 };
 
+/// Where control groups are.
+const CGROUPS: &str = "/sys/fs/cgroup";
 /// How long writing the histories down may take at the end.
 const SAVE: Duration = Duration::from_secs(3);
 
@@ -47,6 +56,9 @@ pub enum ServeError {
         "the kernel's device-mapper or NVMe controls cannot be used: {0} (is weir-node root, and is dm_mod loaded?)"
     )]
     Kernel(#[from] agent::ground::GroundError),
+    /// What is remembered of limited users cannot be read.
+    #[error(transparent)]
+    Limits(#[from] LimitError),
     /// The agent did not start.
     #[error(transparent)]
     Agent(#[from] agent::StartError),
@@ -86,6 +98,8 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
     let room = disks::start(Arc::new(KernelHardware { devices: config.devices.clone() }), room_link, true);
     let kernel = Arc::new(Kernel::open(&config.node, storage)?);
     let agent = Agent::start(config.node.clone(), kernel, room).await?;
+    let limits = Arc::new(Limiter::open(Path::new(CGROUPS), &config.state_dir)?);
+    tokio::spawn(limits.clone().keep(agent.calls().clone()));
     let recorder = Recorder::open(&config.state_dir);
     let eye = Arc::new(KernelEye::open()?);
     let recording = tokio::spawn(recorder.clone().run(eye, agent.calls().clone(), flow::EVERY, stop.clone()));
@@ -102,6 +116,7 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
         max_volumes: config.max_volumes,
         state_dir: config.state_dir.clone(),
         recorder: Some(recorder.clone()),
+        limits: Some(limits.clone()),
     };
     let volumes = Arc::new(Session::start(session, agent.clone(), link, ready)?);
 
@@ -112,7 +127,7 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
         topology: config.topology.clone().into_iter().collect(),
         max_volumes: config.max_volumes,
     };
-    let node = NodeService::new(settings, volumes, Arc::new(KernelTools), faults);
+    let node = NodeService::new(settings, volumes, Arc::new(KernelTools), limits, faults);
     let registered = config.kubelet_registry.clone().map(|registry| {
         let (tell, standing) = watch::channel(kubelet::Standing::Waiting);
         let (driver, csi_socket) = (config.driver_name.clone(), config.csi_socket.clone());

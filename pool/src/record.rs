@@ -15,7 +15,7 @@ use crate::{
     disk::{Disk, DiskState, Domain},
     free::FreeRun,
     ids::{DiskId, Epoch, NodeName, PoolName, VolumeId},
-    layout::params::{ClaimRef, VolumeParams},
+    layout::params::{ClaimRef, Limits, VolumeParams},
     moving::Moving,
     units::{Bytes, ExtentSize, Extents},
     volume::{Map, Run},
@@ -151,8 +151,9 @@ impl VolumeRecord {
         if self.pool != *pool {
             return Some(format!("it lies in pool {}, not {pool}", self.pool));
         }
-        let own = VolumeParams { pool: None, ..self.params.clone() };
-        if own != (VolumeParams { pool: None, ..params.clone() }) {
+        // Limits change while a volume lives: the request that made it may have had others.
+        let fixed = |p: &VolumeParams| VolumeParams { pool: None, limits: Limits::default(), ..p.clone() };
+        if fixed(&self.params) != fixed(params) {
             return Some("its parameters are others".to_owned());
         }
         let size = self.size();

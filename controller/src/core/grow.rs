@@ -88,10 +88,6 @@ impl Engine {
     ) -> Result<(VolumeParams, ClaimRef, Kind), ApiError> {
         let lenders_given = given.clone().into_iter().any(|(k, _)| k == "maxLenders");
         let (mut params, claim) = VolumeParams::parse(given).map_err(|e| ApiError::Invalid(e.to_string()))?;
-        if params.limits != Limits::default() {
-            let why = "iops, throughput: not enforced yet, hence not accepted; leave them out";
-            return Err(ApiError::Invalid(why.to_owned()));
-        }
         let (pool, es) = self.pool_of(&params)?;
         let kind = Kind { pool: pool.clone(), extent_size: es };
         let default = self.specs.get(&pool).and_then(|s| s.max_lenders);
@@ -200,14 +196,9 @@ impl Engine {
                 ))),
             };
         }
-        match &r.access.access {
-            Access::Detached | Access::Attached { .. } => {}
-            Access::Granting { .. } | Access::Guarded { .. } | Access::CuttingOver { .. } => {
-                return Err(ApiError::Busy(format!(
-                    "volume {id} is moving to another node: grow it after that"
-                )));
-            }
-        }
+        is_at_rest(r).map_err(|()| {
+            ApiError::Busy(format!("volume {id} is moving to another node: grow it after that"))
+        })?;
         let Span { size, limit } = span(r.extent_size, &r.params, required, limit)?;
         let home = r.access.holders().first().cloned();
         let draw = self.draw_wipe();
@@ -230,6 +221,28 @@ impl Engine {
         Ok(Some((next, plan.added)))
     }
 
+    /// The record of a volume with other limits; `None` when it has these.
+    pub(super) fn plan_modify(&self, id: VolumeId, limits: Limits) -> Result<Option<VolumeRecord>, ApiError> {
+        let v = self.volumes.get(&id).ok_or_else(|| ApiError::NoVolume(id.to_string()))?;
+        let r = &v.record;
+        if r.lifecycle == Lifecycle::Deleting {
+            return Err(ApiError::NoVolume(format!("{id} (it is being deleted)")));
+        }
+        if r.params.limits == limits {
+            return Ok(None);
+        }
+        is_at_rest(r).map_err(|()| {
+            ApiError::Busy(format!("volume {id} is moving to another node: change its limits after that"))
+        })?;
+        let mut next = r.clone();
+        next.params.limits = limits;
+        next.access.epoch = next.access.epoch.next();
+        let text = format!("limits: {limits}");
+        tracing::info!(volume = %id, epoch = %next.access.epoch, "{text}");
+        next.note(self.now.unix_ms, text);
+        Ok(Some(next))
+    }
+
     /// Gives back extents that were reserved for a record that was never written: nobody has touched them.
     pub(super) fn give_back(&mut self, id: VolumeId, runs: &[Run]) {
         self.set_aside(id, runs);
@@ -248,6 +261,14 @@ impl Engine {
         if let Err(e) = self.pool.release_runs(runs) {
             tracing::error!(volume = %id, error = %e, "the index does not agree with the record: extents stay set aside");
         }
+    }
+}
+
+/// Whether no second node is in play.
+fn is_at_rest(r: &VolumeRecord) -> Result<(), ()> {
+    match &r.access.access {
+        Access::Detached | Access::Attached { .. } => Ok(()),
+        Access::Granting { .. } | Access::Guarded { .. } | Access::CuttingOver { .. } => Err(()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use pool::{
     access::Mode,
     ids::{DiskId, NodeName, Term, VolumeId},
-    layout::Sharing,
+    layout::{Sharing, params::Limits},
     planner::Proposal,
     units::Bytes,
 };
@@ -42,6 +42,7 @@ pub(super) enum Command {
     Create { request: Box<CreateVolume>, reply: Reply<VolumeInfo> },
     Delete { id: VolumeId, reply: Reply<()> },
     Expand { id: VolumeId, required: Bytes, limit: Option<Bytes>, reply: Reply<VolumeInfo> },
+    Modify { id: VolumeId, limits: Limits, reply: Reply<()> },
     Attach { id: VolumeId, node: NodeName, capability: Capability, wait: bool, reply: Reply<Attached> },
     Detach { id: VolumeId, node: Option<NodeName>, wait: bool, reply: Reply<()> },
     Drain { target: DrainTarget, undo: bool, dry_run: bool, reply: Reply<Vec<DrainRow>> },
@@ -68,6 +69,7 @@ impl Engine {
             Command::Expand { id, required, limit, reply } => {
                 self.ask(id, Request::Expand { required, limit, reply });
             }
+            Command::Modify { id, limits, reply } => self.ask(id, Request::Modify { limits, reply }),
             Command::Attach { id, node, capability, wait, reply } => {
                 self.attach(id, node, &capability, wait, reply);
             }
@@ -525,6 +527,11 @@ impl Api for Handle {
         limit: Option<Bytes>,
     ) -> Result<VolumeInfo, ApiError> {
         self.request(|reply| Command::Expand { id, required, limit, reply }).await
+    }
+
+    async fn modify(&self, id: VolumeId, parameters: BTreeMap<String, String>) -> Result<(), ApiError> {
+        let limits = Limits::parse(parameters).map_err(|e| ApiError::Invalid(format!("volume {id}: {e}")))?;
+        self.request(|reply| Command::Modify { id, limits, reply }).await
     }
 
     async fn attach(

@@ -126,7 +126,8 @@ impl Engine {
                 // What is taken down needs no way to anywhere.
                 Role::Absent => vec![],
             };
-            let goal = Goal::Attachment { epoch: a.epoch, role: a.role, map: map.clone(), remotes };
+            let (map, limits) = (map.clone(), v.record.params.limits);
+            let goal = Goal::Attachment { epoch: a.epoch, role: a.role, map, remotes, limits };
             told.insert((a.node, GoalKey::Attachment(id)), goal);
         }
         for r in &v.record.retired {

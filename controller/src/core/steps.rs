@@ -206,6 +206,20 @@ impl Engine {
                     }
                 }
             }
+            Request::Modify { limits, .. } => match self.plan_modify(id, *limits) {
+                Ok(Some(next)) => {
+                    let after = After::Request(q);
+                    Verdict::Write(Box::new(Step { next, cause: Cause::Modify, after }.into()))
+                }
+                Ok(None) => {
+                    self.after_durable(id, After::Request(q));
+                    Verdict::Done
+                }
+                Err(e) => {
+                    q.request.fail(e);
+                    Verdict::Done
+                }
+            },
         }
     }
 
@@ -315,7 +329,7 @@ impl Engine {
                 let nodes = node.map_or_else(|| v.leavers().into_iter().collect(), |n| vec![n]);
                 Waiter { deadline, want: Want::Gone { nodes, reply } }
             }
-            Request::Detach { reply, .. } | Request::Delete { reply } => {
+            Request::Detach { reply, .. } | Request::Delete { reply } | Request::Modify { reply, .. } => {
                 answer(reply, Ok(()));
                 return;
             }
@@ -344,7 +358,8 @@ fn overtake(v: &mut Volume, id: VolumeId, node: Option<&NodeName>) {
             Request::Attach { .. }
             | Request::Detach { .. }
             | Request::Delete { .. }
-            | Request::Expand { .. } => {
+            | Request::Expand { .. }
+            | Request::Modify { .. } => {
                 rest.push_back(q);
             }
         }

@@ -11,6 +11,7 @@ use std::{
 use pool::{
     goals::{ExportState, Role},
     ids::{DiskId, Epoch, NodeName, PoolName, VolumeId},
+    layout::params::Limits,
     record::Stretch,
     units::ExtentSize,
     volume::Map,
@@ -113,6 +114,8 @@ pub enum Goal {
         map: Arc<VolumeMap>,
         /// The disks of the map that are not the node's own.
         remotes: Vec<Remote>,
+        /// What its users may do of I/O.
+        limits: Limits,
     },
 }
 

@@ -13,6 +13,7 @@ use pool::{
     access::{Access, Confirmations, Gone, Mode, Place},
     goals::ExportState,
     ids::{DiskId, NodeName, VolumeId},
+    layout::params::Limits,
     moving::{Mirror, MoveCause},
     record::VolumeRecord,
     units::Bytes,
@@ -39,6 +40,7 @@ pub(super) enum Request {
     Detach { node: Option<NodeName>, wait: bool, reply: Reply<()> },
     Delete { reply: Reply<()> },
     Expand { required: Bytes, limit: Option<Bytes>, reply: Reply<VolumeInfo> },
+    Modify { limits: Limits, reply: Reply<()> },
 }
 
 impl Request {
@@ -49,6 +51,7 @@ impl Request {
             Request::Detach { reply, .. } => reply.is_closed(),
             Request::Delete { reply } => reply.is_closed(),
             Request::Expand { reply, .. } => reply.is_closed(),
+            Request::Modify { reply, .. } => reply.is_closed(),
         }
     }
 
@@ -56,7 +59,7 @@ impl Request {
     pub(super) fn gone(self, id: VolumeId) {
         match self {
             Request::Detach { reply, .. } | Request::Delete { reply } => answer(reply, Ok(())),
-            Request::Attach { .. } | Request::Expand { .. } => {
+            Request::Attach { .. } | Request::Expand { .. } | Request::Modify { .. } => {
                 self.fail(ApiError::NoVolume(id.to_string()));
             }
         }
@@ -69,6 +72,7 @@ impl Request {
             Request::Detach { reply, .. } => answer(reply, Err(e)),
             Request::Delete { reply } => answer(reply, Err(e)),
             Request::Expand { reply, .. } => answer(reply, Err(e)),
+            Request::Modify { reply, .. } => answer(reply, Err(e)),
         }
     }
 }

@@ -223,6 +223,7 @@ impl Controller for ControllerService {
             T::ListVolumesPublishedNodes,
             T::GetCapacity,
             T::ExpandVolume,
+            T::ModifyVolume,
             T::GetVolume,
             T::VolumeCondition,
             T::SingleNodeMultiWriter,
@@ -275,9 +276,13 @@ impl Controller for ControllerService {
 
     async fn controller_modify_volume(
         &self,
-        _: Request<csi::ControllerModifyVolumeRequest>,
+        r: Request<csi::ControllerModifyVolumeRequest>,
     ) -> Answer<csi::ControllerModifyVolumeResponse> {
-        Err(Status::unimplemented("ControllerModifyVolume is not offered yet"))
+        let r = r.into_inner();
+        let no = refused("ControllerModifyVolume");
+        let id = parse_volume_id(&r.volume_id)?.map_err(&no)?;
+        self.api.modify(id, r.mutable_parameters.into_iter().collect()).await.map_err(&no)?;
+        Ok(Response::new(csi::ControllerModifyVolumeResponse {}))
     }
 
     async fn create_snapshot(

@@ -54,7 +54,7 @@ pub(super) fn render(full: bool, goals: BTreeMap<GoalKey, Goal>) -> wire::Goals 
                     map: map.map(|m| render_map(&m)),
                 });
             }
-            (GoalKey::Attachment(volume), Goal::Attachment { epoch, role, map, remotes }) => {
+            (GoalKey::Attachment(volume), Goal::Attachment { epoch, role, map, remotes, limits }) => {
                 let role = match role {
                     Role::Writer => wire::AttachmentRole::RoleWriter,
                     Role::Reader => wire::AttachmentRole::RoleReader,
@@ -75,6 +75,10 @@ pub(super) fn render(full: bool, goals: BTreeMap<GoalKey, Goal>) -> wire::Goals 
                     role: role.into(),
                     map: Some(render_map(&map)),
                     remotes: remotes.into_iter().map(remote).collect(),
+                    limits: Some(wire::Limits {
+                        iops: limits.iops.unwrap_or(0),
+                        throughput: limits.throughput.map_or(0, |b| b.get()),
+                    }),
                 });
             }
             (key, goal) => tracing::error!(?key, ?goal, "a goal stands under a key of another kind"),

@@ -18,6 +18,7 @@ use pool::{
     disk::DiskClass,
     goals::{ExportState, Role},
     ids::{DiskId, Epoch, NodeName, Term, VolumeId},
+    layout::params::Limits,
     moving::Mirror,
     units::{Bytes, ExtentSize, Extents},
 };
@@ -149,6 +150,14 @@ impl Node {
         };
         let link = self.link.lock().await;
         link.as_ref().unwrap().session.heard(Some(report)).await.unwrap();
+    }
+
+    /// The limits that it was told of a volume.
+    pub(crate) fn limits(&self, volume: VolumeId) -> Limits {
+        match self.state.lock().unwrap().attach_goals.get(&volume) {
+            Some(Goal::Attachment { limits, .. }) => *limits,
+            _ => Limits::default(),
+        }
     }
 
     pub(crate) fn attachment(&self, volume: VolumeId) -> Option<Attachment> {
@@ -294,7 +303,7 @@ impl Node {
     }
 
     fn attach(&self, s: &mut State, volume: VolumeId, goal: &Goal) -> Option<AttachmentSeen> {
-        let Goal::Attachment { epoch, role, map, remotes } = goal else { return None };
+        let Goal::Attachment { epoch, role, map, remotes, .. } = goal else { return None };
         let old = s.attachments.get(&volume).cloned();
         let size = map.extent_size.bytes_of(map.map.extents());
         let ready = remotes.iter().all(|r| r.ready && !r.address.is_empty());

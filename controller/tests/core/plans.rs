@@ -15,6 +15,7 @@ use pool::{
     access::Mode,
     disk::NODE_KEY,
     ids::{NodeName, VolumeId},
+    layout::params::Limits,
     units::{Bytes, Extents},
 };
 use tokio::task::JoinHandle;
@@ -461,6 +462,34 @@ async fn a_volume_grows_under_its_holder() {
         [10, 5],
         "it grew where it was, then borrowed"
     );
+    rig.detach(v.id, 0).await.unwrap();
+    rig.core.delete_volume(v.id).await.unwrap();
+    rig.free(20).await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_reach_whoever_has_the_volume_and_change_meanwhile() {
+    let rig = Rig::new(&[10, 10]).await;
+    let mut wanted = request("v", 3, Some("n1"));
+    wanted.mutable_parameters = [("iops".to_owned(), "100".to_owned())].into();
+    let v = rig.core.create_volume(wanted.clone()).await.unwrap();
+    rig.attach(v.id, 0, &RWO).await.unwrap();
+    let have = || rig.nodes[0].limits(v.id);
+    assert_eq!(have(), Limits { iops: Some(100), throughput: None });
+    let of = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    rig.core.modify(v.id, of(&[("throughput", "1Mi")])).await.unwrap();
+    let want = Limits { iops: None, throughput: Some(Bytes::mib(1)) };
+    until("the new limits", || async { (have() == want).then_some(()) }).await;
+    // The claim is bound to the volume that it made, whatever was changed since.
+    assert_eq!(rig.core.create_volume(wanted).await.unwrap().id, v.id);
+    rig.core.modify(v.id, of(&[("throughput", "1Mi")])).await.unwrap();
+    for (bad, word) in [(of(&[("iops", "0")]), "iops"), (of(&[("locality", "none")]), "can change")] {
+        let e = rig.core.modify(v.id, bad).await.unwrap_err();
+        assert!(matches!(&e, ApiError::Invalid(why) if why.contains(word)), "{e}");
+    }
+    let nobody = rig.core.modify(VolumeId::from_u128(5), of(&[])).await;
+    assert!(matches!(nobody, Err(ApiError::NoVolume(_))));
     rig.detach(v.id, 0).await.unwrap();
     rig.core.delete_volume(v.id).await.unwrap();
     rig.free(20).await;

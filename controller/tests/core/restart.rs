@@ -113,6 +113,8 @@ async fn story(at: u64, stop: Stop) -> u64 {
     let v = k.ask("create", async |c: Handle| c.create_volume(request("v", 10, Some("n1"))).await).await;
     k.ask("attach", async |c: Handle| c.attach(v.id, a.clone(), RWX, true).await).await;
     k.ask("grow", async |c: Handle| c.expand(v.id, extents(12), None).await).await;
+    let limit = || [("iops".to_owned(), "100".to_owned())].into();
+    k.ask("limit", async |c: Handle| c.modify(v.id, limit()).await).await;
     k.ask("guard", async |c: Handle| c.attach(v.id, b.clone(), RWX, true).await).await;
     nodes[1].write(v.id).await;
     k.see("the cut-over is done", |s| {

@@ -209,6 +209,19 @@ impl Clients {
             .ok_or_else(|| Status::internal("no condition in the answer"))
     }
 
+    /// ControllerModifyVolume.
+    ///
+    /// # Errors
+    /// As the controller says.
+    pub fn modify(&self, id: &str, parameters: &[(&str, &str)]) -> Result<(), Status> {
+        let request = csi::ControllerModifyVolumeRequest {
+            volume_id: id.to_owned(),
+            mutable_parameters: parameters.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+            ..Default::default()
+        };
+        self.runtime.block_on(self.controller().controller_modify_volume(request)).map(drop)
+    }
+
     /// ControllerUnpublishVolume.
     ///
     /// # Errors
@@ -273,11 +286,24 @@ impl NodeCsi<'_> {
     /// # Errors
     /// As the plugin says.
     pub fn publish(&self, id: &str, usage: Use) -> Result<String, Status> {
+        self.publish_with(id, usage, &[])
+    }
+
+    /// The same for whoever runs in this control group.
+    ///
+    /// # Errors
+    /// As the plugin says.
+    pub fn publish_for(&self, id: &str, usage: Use, group: &str) -> Result<String, Status> {
+        self.publish_with(id, usage, &[("weir.storage/cgroup", group)])
+    }
+
+    fn publish_with(&self, id: &str, usage: Use, context: &[(&str, &str)]) -> Result<String, Status> {
         let request = csi::NodePublishVolumeRequest {
             volume_id: id.to_owned(),
             staging_target_path: stage_path(id),
             target_path: publish_path(id),
             volume_capability: Some(usage.capability()),
+            volume_context: context.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
             ..Default::default()
         };
         self.clients.runtime.block_on(self.client.clone().node_publish_volume(self.request(request)))?;

@@ -45,7 +45,7 @@ fn parameters(c: &Cluster) -> Result<()> {
         ("no number", [("maxLenders", "many")], &["maxLenders", "many", "64"]),
         ("an unknown layout", [("layout", "heap")], &["layout", "heap", "linear", "striped"]),
         ("an unknown file system", [("fsType", "btrfs")], &["btrfs", "ext4", "xfs"]),
-        ("a limit", [("iops", "100")], &["iops", "not enforced"]),
+        ("a limit of nothing", [("iops", "0")], &["iops", "above 0"]),
     ];
     for (what, parameters, words) in table {
         let new = NewVolume { parameters: &parameters, ..PLAIN };

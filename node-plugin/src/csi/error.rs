@@ -7,7 +7,7 @@ use pool::ids::VolumeId;
 use tonic::{Code, Status};
 
 use super::{faults::Injected, tools::ToolError};
-use crate::volumes_api::VolumesError;
+use crate::{limits::LimitError, volumes_api::VolumesError};
 
 /// Why a CSI call failed.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +93,15 @@ pub enum CsiError {
         #[source]
         source: std::io::Error,
     },
+    /// Its user cannot be limited as it should.
+    #[error("volume {volume}: {source}")]
+    Limit {
+        /// The volume.
+        volume: VolumeId,
+        /// Why.
+        #[source]
+        source: LimitError,
+    },
     /// A kernel call was not started.
     #[error("volume {volume}: {source}")]
     NotStarted {
@@ -167,6 +176,11 @@ impl CsiError {
             },
             CsiError::Tool { source, .. } => code_of(source.class()),
             CsiError::Path { source, .. } => code_of(Class::of_io(source)),
+            CsiError::Limit { source, .. } => match source.class() {
+                // Somebody has to change the node, the CSIDriver or the class.
+                Class::Permanent => Code::FailedPrecondition,
+                other => code_of(other),
+            },
             CsiError::NotStarted { source, .. } => code_of(source.class()),
             CsiError::TimedOut { .. } | CsiError::NotYet { .. } => Code::DeadlineExceeded,
             CsiError::Panicked { .. } | CsiError::Injected(_) => Code::Internal,

@@ -21,7 +21,10 @@ use super::{
     paths,
     work::Work,
 };
-use crate::volumes_api::Volumes;
+use crate::{
+    limits::{Limiter, Who},
+    volumes_api::Volumes,
+};
 
 /// What the service says about its node.
 #[derive(Clone, Debug)]
@@ -40,6 +43,7 @@ pub struct NodeService {
     pub(super) volumes: Arc<dyn Volumes>,
     pub(super) tools: Arc<dyn Tools>,
     pub(super) work: Work,
+    pub(super) limits: Arc<Limiter>,
     pub(super) faults: Faults,
     locks: Locks,
     settings: Arc<NodeSettings>,
@@ -51,12 +55,14 @@ impl NodeService {
         settings: NodeSettings,
         volumes: Arc<dyn Volumes>,
         tools: Arc<dyn Tools>,
+        limits: Arc<Limiter>,
         faults: Faults,
     ) -> Self {
         Self {
             volumes,
             tools,
             work: Work::new(),
+            limits,
             faults,
             locks: Locks::default(),
             settings: Arc::new(settings),
@@ -146,8 +152,9 @@ impl Node for NodeService {
         let staging = status(paths::parse("staging_target_path", &r.staging_target_path))?;
         let target = status(paths::parse("target_path", &r.target_path))?;
         let read_only = r.readonly || capability.reads_only();
+        let who = Who::named(&r.volume_context);
         let run = |lock| async move {
-            let done = self.publish(lock, staging, target, capability, read_only).await;
+            let done = self.publish(lock, staging, target, capability, read_only, who).await;
             done.map(|()| NodePublishVolumeResponse {})
         };
         self.operation("NodePublishVolume", volume, run).await

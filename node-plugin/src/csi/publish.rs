@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use kernel::mount::Mount;
 use pool::ids::VolumeId;
 
+use crate::limits::Who;
+
 use super::{
     CsiError, NodeService,
     capability::{AccessMode, Capability},
@@ -23,6 +25,7 @@ impl NodeService {
         target: PathBuf,
         capability: Capability,
         read_only: bool,
+        who: Option<Who>,
     ) -> Result<(), CsiError> {
         let volume = lock.volume();
         let (staging, target) = self.resolve_both(&lock, staging, target).await?;
@@ -38,11 +41,12 @@ impl NodeService {
             staging.clone()
         };
         if self.is_published(&lock, &mounts, &top, &target, block, read_only).await? {
-            return Ok(());
+            return self.limit(&lock, &top, &target, who).await;
         }
         if capability.mode == AccessMode::SingleNodeSingleWriter {
             self.check_only_user(&lock, &mounts, &top, &staging, &target, block).await?;
         }
+        self.limit(&lock, &top, &target, who).await?;
         let path = target.clone();
         let made = self.on_path(&lock, "make the target", move |v| {
             if block { paths::ensure_file(v, &path) } else { paths::ensure_folder(v, &path) }
@@ -53,6 +57,15 @@ impl NodeService {
         self.step(&lock, "bind", MOUNT, move |t| t.bind(&source, &at, read_only)).await?;
         tracing::info!(target_path = %target.display(), read_only, block, "published");
         Ok(())
+    }
+
+    /// Puts the volume's limits in force on its user.
+    async fn limit(&self, lock: &Lock, top: &Top, target: &Path, who: Option<Who>) -> Result<(), CsiError> {
+        let (limits, at, dev) = (self.limits.clone(), target.to_owned(), top.dev);
+        let enter = move |volume| {
+            limits.enter(volume, &at, dev, who.as_ref()).map_err(|source| CsiError::Limit { volume, source })
+        };
+        self.on_path(lock, "limit its user", enter).await
     }
 
     async fn resolve_both(
@@ -153,6 +166,15 @@ impl NodeService {
             self.step(&lock, "unmount", MOUNT, move |t| t.unmount(&at)).await?;
             tracing::info!(target_path = %target.display(), "unpublished");
         }
+        let (limits, at) = (self.limits.clone(), target.clone());
+        let leave = move |volume| {
+            // A user who has gone must not be kept by limits that cannot be lifted.
+            if let Err(e) = limits.leave(volume, &at) {
+                tracing::warn!(%volume, target_path = %at.display(), error = %e, "its limits may stay on a control group");
+            }
+            Ok(())
+        };
+        self.on_path(&lock, "lift its limits", leave).await?;
         self.on_path(&lock, "remove the target", move |_| paths::remove_target(volume, &target)).await
     }
 

@@ -80,7 +80,9 @@ impl Fake {
     fn service(&self, faults: Faults) -> NodeService {
         let settings =
             NodeSettings { node: "n1".parse().unwrap(), topology: Default::default(), max_volumes: 300 };
-        NodeService::new(settings, Arc::new(self.clone()), Arc::new(self.clone()), faults)
+        let nowhere = Path::new("/nonexistent");
+        let limits = Arc::new(crate::limits::Limiter::open(nowhere, nowhere).unwrap());
+        NodeService::new(settings, Arc::new(self.clone()), Arc::new(self.clone()), limits, faults)
     }
 }
 

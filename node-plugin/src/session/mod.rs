@@ -28,7 +28,10 @@ use csi_proto::{
     node::{self as proto, node_session_client::NodeSessionClient},
 };
 use observe::{Verdict, chain};
-use pool::ids::{NodeName, Term};
+use pool::{
+    ids::{NodeName, Term},
+    layout::params::Limits,
+};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -47,6 +50,7 @@ use crate::{
     convert,
     disks_api::{DiskLink, DiskOrder},
     flow::Recorder,
+    limits::Limiter,
 };
 
 /// Pause before the controller is dialled again, at first and at most.
@@ -84,6 +88,8 @@ pub struct SessionConfig {
     pub state_dir: PathBuf,
     /// What is recorded on this node, where anything is.
     pub recorder: Option<Arc<Recorder>>,
+    /// What keeps volumes' users within their limits.
+    pub limits: Option<Arc<Limiter>>,
 }
 
 /// Why a session ended or did not begin.
@@ -295,7 +301,13 @@ impl Session {
         }
         for a in &g.attachments {
             match convert::attachment_goal(a) {
-                Ok(x) => goals.attachments.push(x),
+                Ok(x) => {
+                    if let Some(l) = &self.config.limits {
+                        // What is taken down has none.
+                        l.hear(x.volume, if x.builds() { convert::limits(a) } else { Limits::default() });
+                    }
+                    goals.attachments.push(x);
+                }
                 Err(error) => warn!(volume = a.volume, %error, "attachment goal refused"),
             }
         }

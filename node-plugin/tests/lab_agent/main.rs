@@ -85,6 +85,7 @@ impl World {
             role: role.into(),
             map: Some(map(self.more)),
             remotes: vec![self.remote(3 - n)],
+            limits: None,
         };
         self.script.attach(&format!("n{n}"), goal);
     }

@@ -77,6 +77,17 @@ pub struct Limits {
     pub throughput: Option<Bytes>,
 }
 
+impl fmt::Display for Limits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.iops, self.throughput) {
+            (None, None) => f.write_str("none"),
+            (Some(n), None) => write!(f, "{n} I/Os a second"),
+            (None, Some(b)) => write!(f, "{b} a second"),
+            (Some(n), Some(b)) => write!(f, "{n} I/Os and {b} a second"),
+        }
+    }
+}
+
 /// For whom a volume is made (external-provisioner's --extra-create-metadata); for messages and events only.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

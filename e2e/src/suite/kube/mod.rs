@@ -5,6 +5,7 @@ mod faults;
 mod identity;
 mod io;
 mod kubevirt;
+mod limits;
 mod objects;
 mod pods;
 mod release;
@@ -35,7 +36,16 @@ pub struct Case {
 
 /// All cases, in the order in which they run.
 pub fn cases() -> Vec<Case> {
-    [pods::CASES, volumes::CASES, kubevirt::CASES, faults::CASES, identity::CASES, release::CASES].concat()
+    let all = [
+        pods::CASES,
+        volumes::CASES,
+        limits::CASES,
+        kubevirt::CASES,
+        faults::CASES,
+        identity::CASES,
+        release::CASES,
+    ];
+    all.concat()
 }
 
 /// Waits until a pod has done its work; returns what it said at the end.
