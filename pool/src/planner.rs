@@ -44,6 +44,8 @@ pub const TAKE: u64 = 450;
 const MARGIN: u64 = 20;
 /// So many disks that lend are looked at for one piece at most: whoever finds none of them fit will not be helped by more.
 const LOOKED: usize = 512;
+/// The part, as 1/n, of what is asked for that has to fit at the least where a disk cannot bear all of its I/O.
+const SLIVER: u64 = 8;
 /// Percent below the bound of fullness up to which a disk takes extents.
 const BELOW_FULL: u64 = 5;
 
@@ -99,13 +101,23 @@ impl DiskFact {
         all.saturating_mul(1000).checked_div(self.usable).unwrap_or(0)
     }
 
-    /// How many extents it takes for a volume at `home`, within all bounds.
-    fn accepts(&self, policy: &MovePolicy, home: &NodeName, io: u64, most_busy: u64) -> u64 {
-        if self.busy_with(io) >= most_busy {
-            return 0;
-        }
+    /// How many extents it has room for, of a volume at `home`.
+    fn room_for(&self, policy: &MovePolicy, home: &NodeName) -> u64 {
         let room = self.room(policy);
         if self.node == *home { room } else { room.min(self.lendable) }
+    }
+
+    /// Of `count` extents that do `peak`, how many it takes and stays below so many thousandths of what it can do; none where
+    /// these are so few that they would not help.
+    fn bears(&self, peak: u64, count: u64, most_busy: u64) -> u64 {
+        if self.busy_with(peak) < most_busy {
+            return count;
+        }
+        let below = u128::from(self.usable) * u128::from(most_busy);
+        let has = u128::from(self.load.saturating_add(self.come)) * 1000;
+        // Less than all of them, hence it fits.
+        let n = (below.saturating_sub(has + 1) * u128::from(count) / (u128::from(peak.max(1)) * 1000)) as u64;
+        if n >= count.div_ceil(SLIVER) { n.min(count) } else { 0 }
     }
 
     /// How many extents it takes at all, however busy it is.
@@ -338,9 +350,9 @@ impl<'a> Board<'a> {
                 && !self.taking.contains(&d.disk)
                 && p.whole.as_ref().is_none_or(|legs| !legs.contains(&d.disk))
                 && (d.usable > 0 || !fit.rated);
-            let takes = d.accepts(self.policy, &v.home, p.peak_of(count), most_busy);
-            let n = p.part(count.min(takes)).filter(|_| open)?;
-            Some((n, takes, Reverse(d.disk)))
+            let room = d.room_for(self.policy, &v.home);
+            let n = p.part(d.bears(p.peak_of(count), count, most_busy).min(room)).filter(|_| open)?;
+            Some((n, room, Reverse(d.disk)))
         };
         let of = |node: &NodeName| {
             let disks = self.nodes.get(node).into_iter().flatten();
@@ -355,21 +367,30 @@ impl<'a> Board<'a> {
                     known.iter().copied().chain([&v.home]).filter(|n| Some(*n) != node).filter_map(of).max();
                 let lenders = known.iter().filter(|n| ***n != v.home).count();
                 // One more lender, if it may have one.
-                let far = if lenders < v.max_lenders { self.most_room(node, rate) } else { None };
+                let far = if lenders < v.max_lenders { self.most_room(node, count, rate) } else { None };
                 near.max(far)
             }
         };
         best.map(|(n, _, d)| (d.0, n))
     }
 
-    /// The best of the disks that lend, which are looked at from the one with most room on: no later one takes more.
+    /// The best of the disks that lend, which are looked at from the one with most room on: nobody is better than the first that
+    /// takes all.
     fn most_room(
         &self,
         but: Option<&NodeName>,
+        count: u64,
         rate: impl Fn(&DiskFact) -> Option<(u64, u64, Reverse<DiskId>)>,
     ) -> Option<(u64, u64, Reverse<DiskId>)> {
         let disks = self.lenders.iter().rev().take(LOOKED).filter_map(|(_, d)| self.disks.get(&d.0));
-        disks.filter(|d| Some(&d.node) != but).find_map(rate)
+        let mut best = None;
+        for rated in disks.filter(|d| Some(&d.node) != but).filter_map(rate) {
+            best = best.max(Some(rated));
+            if rated.0 == count {
+                break;
+            }
+        }
+        best
     }
 
     /// Takes a proposal up, if nothing of it is taken yet.

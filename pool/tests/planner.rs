@@ -323,6 +323,26 @@ fn an_overloaded_disk_spills_what_is_lent_first() {
 }
 
 #[test]
+fn what_no_disk_can_bear_as_a_whole_goes_in_parts() {
+    let raw = |others: u64| {
+        [
+            (100, 0, 100_000, others, true),
+            (0, 0, 0, 0, false),
+            (100, 0, 100_000, 0, true),
+            (0, 0, 0, 0, false),
+        ]
+    };
+    let v = (1, STILL_S, None, 8, false, vec![(2, 40, 100_000)]);
+    let p = MovePolicy { gravity: false, ..MovePolicy::default() };
+    // 45 % of what the other disk can do are 18 extents, and may not be reached.
+    let moves = build(&raw(0), std::slice::from_ref(&v)).plan(&p, 64);
+    let [m] = moves.as_slice() else { panic!("{moves:?}") };
+    assert_eq!((m.cause, m.to, m.count.get(), m.io), (MoveCause::Spill, disk(0), 17, 42_500));
+    let moves = build(&raw(33_000), std::slice::from_ref(&v)).plan(&p, 64);
+    assert!(moves.is_empty(), "four of forty extents would not help: {moves:?}");
+}
+
+#[test]
 fn a_full_disk_is_relieved_down_to_the_bound() {
     let raw = [(100, 0, 0, 0, true), (100, 0, 0, 0, true), (0, 0, 0, 0, false), (0, 0, 0, 0, false)];
     let mut w = build(&raw, &[(0, STILL_S, None, 8, false, vec![(0, 95, 0)])]);
