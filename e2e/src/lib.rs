@@ -11,6 +11,7 @@ pub mod demo;
 pub mod kube;
 pub mod lab;
 pub mod mux;
+mod nvmet;
 pub mod proto;
 pub mod runner;
 pub mod suite;

@@ -109,6 +109,13 @@ struct User {
 /// Users by volume and target path.
 type Users = BTreeMap<VolumeId, BTreeMap<PathBuf, User>>;
 
+/// What is remembered: numbers of devices are another boot's no more.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Remembered {
+    boot: String,
+    users: Users,
+}
+
 #[derive(Debug, Default)]
 struct State {
     limits: BTreeMap<VolumeId, Limits>,
@@ -123,29 +130,38 @@ pub struct Limiter {
     cgroups: Cgroups,
     root: PathBuf,
     file: PathBuf,
+    boot: String,
     state: Mutex<State>,
     changed: Notify,
 }
 
 impl Limiter {
-    /// With the users that an earlier life of the plugin had, as far as they are still there.
+    /// With the users that an earlier life of the plugin had in this boot, as far as they are still there.
     ///
     /// # Errors
     /// What was remembered cannot be read. A file that is not understood is no error: it is said and left behind.
-    pub fn open(root: &Path, state_dir: &Path) -> Result<Self, LimitError> {
+    pub fn open(root: &Path, state_dir: &Path, boot: &str) -> Result<Self, LimitError> {
         let file = state_dir.join(FILE);
-        let mut users: Users = match fs::read_to_string(&file) {
+        let kept: Remembered = match fs::read_to_string(&file) {
             Ok(text) => serde_yaml::from_str(&text).unwrap_or_else(|e| {
                 tracing::error!(path = %file.display(), error = %e, "not understood: limits that change reach pods that start from now on only");
-                Users::new()
+                Remembered::default()
             }),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Users::new(),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Remembered::default(),
             Err(source) => return Err(LimitError::File { op: "read", path: file, source }),
         };
+        let mut users = if kept.boot == boot { kept.users } else { Users::new() };
         users.values_mut().for_each(|u| u.retain(|_, u| u.group.is_dir()));
         users.retain(|_, u| !u.is_empty());
         let state = Mutex::new(State { users, ..State::default() });
-        Ok(Self { cgroups: Cgroups::at(root), root: root.to_owned(), file, state, changed: Notify::new() })
+        Ok(Self {
+            cgroups: Cgroups::at(root),
+            root: root.to_owned(),
+            file,
+            boot: boot.to_owned(),
+            state,
+            changed: Notify::new(),
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -184,7 +200,7 @@ impl Limiter {
         }
     }
 
-    /// Sets a volume's limits on all of its users; on how many they were others.
+    /// Sets a volume's limits on all of its users; on how many they were others. The first error, once all are tried.
     fn apply(&self, volume: VolumeId) -> Result<usize, LimitError> {
         let (limits, users) = {
             let s = self.lock();
@@ -192,15 +208,17 @@ impl Limiter {
                 s.users.get(&volume).into_iter().flat_map(|u| u.values().cloned()).collect();
             (s.limits.get(&volume).copied().unwrap_or_default(), users)
         };
-        let mut changed = 0;
+        let mut done = Ok(0);
         for u in users {
-            if let Ok(dev) = u.dev.parse()
-                && self.cgroups.set_io_max(&u.group, dev, io_max(limits))? == Ensured::Swapped
-            {
-                changed += 1;
+            let Ok(dev) = u.dev.parse() else { continue };
+            match (self.cgroups.set_io_max(&u.group, dev, io_max(limits)), &mut done) {
+                (Ok(Ensured::Swapped), Ok(n)) => *n += 1,
+                // The others' are set nevertheless.
+                (Err(e), Ok(_)) => done = Err(e.into()),
+                (Ok(_) | Err(_), _) => {}
             }
         }
-        Ok(changed)
+        done
     }
 
     /// Sets a volume's limits on somebody who is about to use it. Blocks.
@@ -275,7 +293,8 @@ impl Limiter {
             let path = path.to_owned();
             move |source| LimitError::File { op, path, source }
         };
-        let text = serde_yaml::to_string(users).map_err(io::Error::other).map_err(failed("write", &new))?;
+        let all = Remembered { boot: self.boot.clone(), users: users.clone() };
+        let text = serde_yaml::to_string(&all).map_err(io::Error::other).map_err(failed("write", &new))?;
         fs::write(&new, text).map_err(failed("write", &new))?;
         fs::rename(&new, &self.file).map_err(failed("rename to", &self.file))
     }
@@ -314,8 +333,12 @@ mod tests {
         }
 
         fn limiter(&self) -> Limiter {
+            self.booted("a")
+        }
+
+        fn booted(&self, boot: &str) -> Limiter {
             let (root, state) = (self.dir.path().join("cg"), self.dir.path().join("state"));
-            Limiter::open(&root, &state).expect("a limiter")
+            Limiter::open(&root, &state, boot).expect("a limiter")
         }
 
         fn set(&self) -> String {
@@ -368,6 +391,7 @@ mod tests {
         l.leave(V, at).expect("again");
         assert!(b.limiter().lock().users.is_empty());
         b.limiter().enter(V, at, dev, Some(&pod)).expect("published");
+        assert!(b.booted("b").lock().users.is_empty(), "the number is another device's by now");
         fs::remove_dir_all(b.pod()).expect("the pod has gone");
         assert!(b.limiter().lock().users.is_empty());
     }

@@ -98,7 +98,8 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
     let room = disks::start(Arc::new(KernelHardware { devices: config.devices.clone() }), room_link, true);
     let kernel = Arc::new(Kernel::open(&config.node, storage)?);
     let agent = Agent::start(config.node.clone(), kernel, room).await?;
-    let limits = Arc::new(Limiter::open(Path::new(CGROUPS), &config.state_dir)?);
+    let boot_id = read_boot_id()?;
+    let limits = Arc::new(Limiter::open(Path::new(CGROUPS), &config.state_dir, &boot_id)?);
     tokio::spawn(limits.clone().keep(agent.calls().clone()));
     let recorder = Recorder::open(&config.state_dir);
     let eye = Arc::new(KernelEye::open()?);
@@ -109,7 +110,7 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
         controllers: config.controllers.iter().map(|e| e.as_str().to_owned()).collect(),
         tls: config.tls.clone(),
         token: config.token.clone(),
-        boot_id: read_boot_id()?,
+        boot_id,
         storage,
         topology: config.topology.clone(),
         features: vec![],

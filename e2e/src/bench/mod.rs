@@ -10,7 +10,6 @@ mod density;
 mod fio;
 mod host;
 pub mod kube;
-mod nvmet;
 mod path;
 mod plot;
 mod report;

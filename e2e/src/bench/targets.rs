@@ -8,14 +8,14 @@
 
 use anyhow::{Context, Result, ensure};
 
-use super::{fio, fio::Region, nvmet};
+use super::{fio, fio::Region};
 use crate::{
     cluster::{
         Cluster,
         clients::{NewVolume, Use},
     },
     lab::Node,
-    suite,
+    nvmet, suite,
 };
 
 /// A device that is compared.

@@ -3,6 +3,7 @@
 mod basic;
 mod crash;
 mod disks;
+mod drain;
 mod errors;
 mod faults;
 mod flow;
@@ -32,7 +33,7 @@ pub struct Case {
 }
 
 /// Cases that take long and show what others show piece by piece: they run when they are named.
-const BY_NAME: [&str; 1] = ["moves/spill-home"];
+const BY_NAME: [&str; 2] = ["moves/drain-vm", "moves/spill-home"];
 
 impl Case {
     /// Whether it runs when no case is named.
@@ -47,6 +48,7 @@ pub fn cases() -> Vec<Case> {
     all.extend_from_slice(basic::CASES);
     all.extend_from_slice(migrate::CASES);
     all.extend_from_slice(moves::CASES);
+    all.extend_from_slice(drain::CASES);
     all.extend_from_slice(flow::CASES);
     all.extend_from_slice(limits::CASES);
     for more in

@@ -69,7 +69,7 @@ fn wait_drained(c: &Cluster, n: u8) -> Result<()> {
 }
 
 /// Waits until a move of the volume is copying; where to.
-fn wait_copying(c: &Cluster, id: &str) -> Result<u8> {
+pub(super) fn wait_copying(c: &Cluster, id: &str) -> Result<u8> {
     let row = |s: &Value| {
         let mut rows = s["moves"].as_array().into_iter().flatten();
         rows.find(|m| m["volume"] == id && m["filling"] == true && m["copied"].as_u64() > Some(0)).cloned()

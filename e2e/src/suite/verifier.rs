@@ -34,9 +34,15 @@ impl Verifier {
         Self::on(Arc::clone(c.node(n)), name, |w, stop| w.command(device, seed, stop))
     }
 
-    /// One that looks now and then, on any lab's node.
-    pub(super) fn rare(node: Arc<Node>, name: &str, device: &str, seed: u64) -> Result<Self> {
-        Self::on(node, name, |w, stop| w.rare(device, seed, stop))
+    /// One that looks now and then, on any lab's node, in a control group with as little of the processor as a pod that asks for none.
+    pub(super) fn as_pod(node: Arc<Node>, name: &str, device: &str, seed: u64) -> Result<Self> {
+        const GROUP: &str = "/sys/fs/cgroup/kubepods/besteffort/lab";
+        Self::on(node, name, |w, stop| {
+            let command = w.rare(device, seed, stop);
+            format!(
+                "sh -c 'mkdir -p {GROUP} && echo 1 >{GROUP}/cpu.weight && echo $$ >{GROUP}/cgroup.procs && exec {command}'"
+            )
+        })
     }
 
     fn on(node: Arc<Node>, name: &str, command: impl Fn(&Watch, &str) -> String) -> Result<Self> {

@@ -26,9 +26,8 @@ pub(super) const CASES: &[Case] = &[
 const STEPS: usize = 150;
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A volume over several nodes, and a VM on it in n1.
-fn set_up(c: &Cluster, name: &str) -> Result<(String, Guest, Vm)> {
-    let bytes = too_large_for_one(c);
+/// A volume, beside n1 as far as it goes there, and a VM on it in n1.
+pub(super) fn set_up(c: &Cluster, name: &str, bytes: u64) -> Result<(String, Guest, Vm)> {
     let usage = Use::SharedBlock;
     let id = c.csi().create(&NewVolume { name, bytes, usage, beside: Some("n1"), parameters: &[] })?;
     let guest = Guest::Small(Window { start: 0, end: bytes });
@@ -51,7 +50,7 @@ fn wait_held_by(c: &Cluster, id: &str, node: &str) -> Result<()> {
 }
 
 fn migrate(c: &Cluster) -> Result<()> {
-    let (id, guest, mut vm) = set_up(c, "vm-migrate")?;
+    let (id, guest, mut vm) = set_up(c, "vm-migrate", too_large_for_one(c))?;
     for (from, to) in [(1, 2), (2, 1)] {
         let target = await_on(c, to, &id, "vm-migrate", &guest)?;
         let moved = vm.migrate_to(&target)?;
@@ -71,7 +70,7 @@ fn migrate(c: &Cluster) -> Result<()> {
 }
 
 fn abort(c: &Cluster) -> Result<()> {
-    let (id, guest, vm) = set_up(c, "vm-abort")?;
+    let (id, guest, vm) = set_up(c, "vm-abort", too_large_for_one(c))?;
     let target = await_on(c, 2, &id, "vm-abort", &guest)?;
     vm.begin_slow_migration(&target)?;
     vm.wait_progress(STEPS, LIMIT).context("the VM while its memory moves")?;

@@ -81,7 +81,7 @@ impl Fake {
         let settings =
             NodeSettings { node: "n1".parse().unwrap(), topology: Default::default(), max_volumes: 300 };
         let nowhere = Path::new("/nonexistent");
-        let limits = Arc::new(crate::limits::Limiter::open(nowhere, nowhere).unwrap());
+        let limits = Arc::new(crate::limits::Limiter::open(nowhere, nowhere, "boot").unwrap());
         NodeService::new(settings, Arc::new(self.clone()), Arc::new(self.clone()), limits, faults)
     }
 }

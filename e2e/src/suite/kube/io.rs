@@ -12,15 +12,41 @@ use super::{
 use crate::{
     kube::KubeCluster,
     lab::{Node, state::remove_if_there},
+    nvmet,
     suite::{verifier::Verifier, watch::Watch},
     verify::{Content, Report},
 };
 
-/// Verified I/O on the disk of node `n` that Weir does not know, without a pod: what the node itself does to I/O meanwhile.
-pub(super) fn beside(c: &KubeCluster, n: u8, name: &str, seed: u64) -> Result<Verifier> {
-    let node = Arc::clone(c.node(n));
-    let device = node.disk(c.pool_disks());
-    Verifier::rare(node, name, &device, seed)
+/// Verified I/O of one node on a disk of another by plain NVMe over TCP, without Weir, and with as little of the processor as a pod:
+/// what the nodes and their network do to a pod's I/O meanwhile.
+pub(super) struct Plain {
+    lender: Arc<Node>,
+    consumer: Arc<Node>,
+    verifier: Verifier,
+}
+
+impl Plain {
+    /// On the disk of node `lender` that Weir does not know.
+    pub(super) fn start(c: &KubeCluster, lender: u8, consumer: u8, seed: u64) -> Result<Self> {
+        let [lender, consumer] = [lender, consumer].map(|n| Arc::clone(c.node(n)));
+        // What an earlier one wrote would be taken for this one's.
+        lender.run_ok(&format!("blkdiscard -z {}", lender.disk(c.pool_disks())))?;
+        let devices = nvmet::share(&lender, &consumer, &[lender.disk(c.pool_disks())])?;
+        let device = devices.first().context("one device")?;
+        let verifier = Verifier::as_pod(Arc::clone(&consumer), "plain", device, seed)?;
+        Ok(Self { lender, consumer, verifier })
+    }
+
+    /// The longest that a write took so far, in milliseconds.
+    pub(super) fn longest_ms(&self) -> u64 {
+        self.verifier.seen().max_stall_ms
+    }
+
+    /// Ends it: nothing may have gone wrong.
+    pub(super) fn finish(self) -> Result<()> {
+        self.verifier.finish()?;
+        nvmet::end(&self.lender, &self.consumer)
+    }
 }
 
 /// Verified I/O in a pod.

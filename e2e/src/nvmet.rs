@@ -1,7 +1,7 @@
 //! A disk of one node exported to another with nvmet by hand: what plain NVMe over TCP does, without Weir.
 //!
 //! The settings that matter for speed are those that Weir uses, so that its own layers are the only difference. Names
-//! are the benchmark's own; the node plugins take no notice of them.
+//! are its own; the node plugins take no notice of them. One at a time between any nodes.
 
 use anyhow::{Context, Result};
 
@@ -11,7 +11,9 @@ const NQN: &str = "nqn.2014-08.org.example:weir-bench";
 const PORT: u16 = 4430;
 
 /// Exports `devices` of `lender`, connects `consumer`, and returns the names they have there, in the same order.
-pub(super) fn share(lender: &Node, consumer: &Node, devices: &[String]) -> Result<Vec<String>> {
+pub(crate) fn share(lender: &Node, consumer: &Node, devices: &[String]) -> Result<Vec<String>> {
+    // Whoever failed before has not ended it.
+    end(lender, consumer)?;
     let uuids: Vec<String> = (0..devices.len()).map(|n| format!("be4c0000-0000-4000-8000-{n:012}")).collect();
     export(lender, devices, &uuids)?;
     let options = format!(
@@ -33,6 +35,21 @@ pub(super) fn share(lender: &Node, consumer: &Node, devices: &[String]) -> Resul
             })
         })
         .collect()
+}
+
+/// Ends what [`share`] began, if it did.
+pub(crate) fn end(lender: &Node, consumer: &Node) -> Result<()> {
+    consumer
+        .run_ok(&format!(
+            "for c in /sys/class/nvme/nvme*; do \
+             if [ \"$(cat $c/subsysnqn)\" = {NQN} ]; then echo 1 >$c/delete_controller; fi; done"
+        ))
+        .context("disconnect by hand")?;
+    let script = format!(
+        "set -e; cd /sys/kernel/config/nvmet; [ -d ports/{PORT} ] || exit 0; rm ports/{PORT}/subsystems/{NQN}; rmdir ports/{PORT}; \
+         for ns in subsystems/{NQN}/namespaces/*; do echo 0 >$ns/enable; rmdir $ns; done; rmdir subsystems/{NQN}"
+    );
+    lender.run_ok(&script).context("end the export by hand").map(drop)
 }
 
 fn export(lender: &Node, devices: &[String], uuids: &[String]) -> Result<()> {
