@@ -51,6 +51,13 @@ fn cluster(cause: &str, reserve: u64) -> Result<Cluster> {
     Cluster::start(Spec { moving, reserve, trust_fresh_disks: true, ..Spec::default() })
 }
 
+/// Emulated disks call themselves turning: of such a one that is new and idle no load of a test is expected, and nothing goes there.
+fn call_disks_flash(c: &Cluster) -> Result<()> {
+    c.lab().nodes().iter().try_for_each(|node| {
+        node.run_ok("for r in /sys/block/vd*/queue/rotational; do echo 0 > $r; done").map(drop)
+    })
+}
+
 fn new(name: &str, mib: u64, usage: Use) -> NewVolume<'_> {
     NewVolume { name, bytes: mib << 20, usage, beside: Some("n1"), parameters: &[] }
 }
@@ -118,10 +125,7 @@ fn spill_home(_: &Cluster) -> Result<()> {
         moving[key] = value;
     }
     let c = Cluster::start(Spec { moving, trust_fresh_disks: true, ..Spec::default() })?;
-    for node in c.lab().nodes() {
-        // Emulated disks call themselves turning: of such a one that is new and idle nothing like this load is expected.
-        node.run_ok("for r in /sys/block/vd*/queue/rotational; do echo 0 > $r; done")?;
-    }
+    call_disks_flash(&c)?;
     let id = c.csi().create(&new("spill", 128, Use::Block))?;
     let dev = c.node_csi(1)?.attach(&id, Use::Block)?;
     let v = Verifier::start(&c, 1, "spill", &dev, 102)?;
@@ -146,6 +150,7 @@ fn spill_home(_: &Cluster) -> Result<()> {
 
 fn gravity(_: &Cluster) -> Result<()> {
     let c = cluster("gravity", 0)?;
+    call_disks_flash(&c)?;
     let id = c.csi().create(&new("gravity", 96, Use::SharedBlock))?;
     c.node_csi(1)?.attach(&id, Use::SharedBlock)?;
     let dev = c.node_csi(2)?.attach(&id, Use::SharedBlock)?;
