@@ -216,17 +216,38 @@ fn volumes(all: &[wire::Volume]) -> String {
 }
 
 fn loans(all: &[wire::Loan], now_s: u64) -> String {
-    let mut g = Grid::new(&["lender", "borrower", ">bytes", "volume", "disk", "its i/o stands for"]);
+    let mut g = Grid::new(&[
+        "lender",
+        "borrower",
+        ">bytes",
+        "volume",
+        "disk",
+        ">i/o",
+        ">floor",
+        ">ceiling",
+        "its i/o stands for",
+    ]);
     for l in all {
-        let io = if l.io_until_s == 0 { "no offer".to_owned() } else { until(l.io_until_s, now_s) };
-        let cells =
-            [l.lender.clone(), l.borrower.clone(), bytes(l.bytes), l.volume_name.clone(), short(&l.disk), io];
-        g.row(cells);
+        let known = |n: Option<f64>, else_: &str| n.map_or(else_.to_owned(), rate);
+        g.row([
+            l.lender.clone(),
+            l.borrower.clone(),
+            bytes(l.bytes),
+            l.volume_name.clone(),
+            short(&l.disk),
+            known(l.load, "-"),
+            known(l.floor, "-"),
+            known(l.ceiling, "none"),
+            if l.io_until_s == 0 { "no offer".to_owned() } else { until(l.io_until_s, now_s) },
+        ]);
     }
     if g.is_empty() {
         return "nobody lends anything".to_owned();
     }
-    format!("{g}\nSpace stays lent until the volume leaves it or its lender calls it back.\n")
+    format!(
+        "{g}\nSpace stays lent until the volume leaves it or its lender calls it back. I/O in reads of 4 KiB a second; a ceiling stands \
+         while the lender's own volumes wait, and is never below the floor.\n"
+    )
 }
 
 fn candidates(title: &str, all: &[wire::Candidate]) -> String {

@@ -6,6 +6,7 @@
 //! a disk of a node that has never recorded has no offer, which is not an offer of nothing. Must not know: records, the
 //! core, messages.
 
+mod ceilings;
 mod loads;
 pub mod moves;
 mod offers;
@@ -16,6 +17,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use ceilings::Loans;
 use forecast::{
     ClassScores, DeviceClass, DeviceModel, Forecast, Forecaster, Growth, HealthReport, Observed, Offer,
     Series, Shape, Taken,
@@ -24,15 +26,22 @@ use loads::{Peaks, Warm};
 use pool::ids::{DiskId, NodeName, VolumeId};
 use tokio::sync::mpsc;
 
+pub use ceilings::{Borrowed, Ceiling, LoanIo};
 pub use offers::{DiskFacts, SetOffer, reason_word};
 
 /// The rate at which upper bounds of load are to be exceeded.
 pub const VIOLATIONS: f64 = 0.05;
-/// Messages on their way into a node's keeping: one a disk and hour; what finds no room waits for the next round.
-const KEEPING: usize = 64;
+/// Messages on their way to a node: one a disk and hour, one every sweep; what finds no room waits for the next round.
+const ON_THE_WAY: usize = 64;
 
-/// What a node is to keep of its disks.
-pub type ToKeep = Vec<(DiskId, Vec<u8>)>;
+/// What a node is told that is no goal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToNode {
+    /// What it is to keep of its disks.
+    Keep(Vec<(DiskId, Vec<u8>)>),
+    /// What users of volumes may do there: all that there is.
+    Ceilings(BTreeMap<VolumeId, Ceiling>),
+}
 
 /// What one disk did in one sample.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +54,8 @@ pub struct DiskSample {
     pub all: Observed,
     /// Of the load, for other nodes.
     pub lent: f64,
+    /// Of that, what each volume did.
+    pub loans: BTreeMap<VolumeId, f64>,
     /// Bytes read a second.
     pub read_bytes_s: f64,
     /// Bytes written a second.
@@ -62,6 +73,19 @@ pub struct Heat {
     pub ios: Vec<f64>,
 }
 
+/// What is done in a second.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rates {
+    /// Reads.
+    pub reads: f64,
+    /// Writes.
+    pub writes: f64,
+    /// Bytes read.
+    pub read_bytes: f64,
+    /// Bytes written.
+    pub write_bytes: f64,
+}
+
 /// What one volume did in one sample.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VolumeSample {
@@ -69,8 +93,8 @@ pub struct VolumeSample {
     pub volume: VolumeId,
     /// Reference I/Os a second, as on flash.
     pub load: f64,
-    /// Bytes a second.
-    pub bytes_s: f64,
+    /// What that was.
+    pub rates: Rates,
     /// Where its parts were looked at.
     pub heat: Option<Heat>,
 }
@@ -134,6 +158,7 @@ struct DiskRow {
     sample: Option<DiskSample>,
     health: Option<(HealthReport, u64)>,
     offer: Option<Offer>,
+    loans: Loans,
 }
 
 impl DiskRow {
@@ -151,6 +176,7 @@ impl DiskRow {
             sample: None,
             health: None,
             offer: None,
+            loans: Loans::default(),
         }
     }
 
@@ -177,7 +203,7 @@ impl DiskRow {
 struct VolumeRow {
     series: Series,
     heat: Heat,
-    bytes_s: f64,
+    rates: Rates,
     /// Its load, as slowly as heat follows.
     warm: Warm,
     /// What it did of late.
@@ -191,7 +217,7 @@ impl VolumeRow {
         Self {
             series: Series::new(Shape::VOLUME),
             heat: Heat::default(),
-            bytes_s: 0.0,
+            rates: Rates::default(),
             warm: Warm::default(),
             peaks: Peaks::of_minutes(),
             sampled_s: None,
@@ -202,7 +228,9 @@ impl VolumeRow {
 #[derive(Debug, Default)]
 struct NodeRow {
     sequence: u64,
-    keeper: Option<mpsc::Sender<ToKeep>>,
+    to_node: Option<mpsc::Sender<ToNode>>,
+    /// It was told of ceilings, and not that there are none any more.
+    bounded: bool,
 }
 
 /// What was heard, in numbers.
@@ -321,15 +349,15 @@ impl Flow {
             row.warm.take(now_s, v.load);
             row.peaks.take(now_s, v.load);
             row.sampled_s = Some(now_s);
-            row.bytes_s = v.bytes_s;
+            row.rates = v.rates;
             row.heat = v.heat.unwrap_or_else(|| std::mem::take(&mut row.heat));
         }
     }
 
-    /// Where what this node is to keep comes out, for its session; an earlier one's runs dry.
-    pub fn keeper(&self, node: &NodeName) -> mpsc::Receiver<ToKeep> {
-        let (tx, rx) = mpsc::channel(KEEPING);
-        self.lock().nodes.entry(node.clone()).or_default().keeper = Some(tx);
+    /// Where what this node is told comes out, for its session; an earlier one's runs dry.
+    pub fn to_node(&self, node: &NodeName) -> mpsc::Receiver<ToNode> {
+        let (tx, rx) = mpsc::channel(ON_THE_WAY);
+        self.lock().nodes.entry(node.clone()).or_default().to_node = Some(tx);
         rx
     }
 
@@ -353,7 +381,11 @@ impl Flow {
     pub fn volume(&self, id: VolumeId) -> Option<VolumeView> {
         let s = self.lock();
         let r = s.volumes.get(&id)?;
-        Some(VolumeView { series: r.series.clone(), heat: r.heat.clone(), bytes_s: r.bytes_s })
+        Some(VolumeView {
+            series: r.series.clone(),
+            heat: r.heat.clone(),
+            bytes_s: r.rates.read_bytes + r.rates.write_bytes,
+        })
     }
 
     /// What is expected of a volume over the next hours.

@@ -88,6 +88,8 @@ fn encode_flow(flow: &Flow, to: &mut DescriptorEncoder<'_>) -> fmt::Result {
         .into_iter()
         .map(|((of, reason), n)| (vec![("of", of.to_owned()), ("reason", reason.to_owned())], n));
     family(to, "weir_offers", "Disks by why they lend what they lend", None, offers)?;
+    let help = "Loans that are slowed because the owner of the lent disk waits";
+    family(to, "weir_loans_slowed", help, None, [(vec![], flow.bounded())])?;
     let (disks, volumes) = flow.counts();
     let known = [("disk", disks), ("volume", volumes)].map(|(of, n)| (vec![("of", of.to_owned())], n));
     family(to, "weir_histories", "What has a history", None, known)?;

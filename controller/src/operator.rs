@@ -323,6 +323,7 @@ impl wire::operator_server::Operator for Operator {
         for l in &lines {
             let Some(borrower) = l.holders.first() else { continue };
             for ((lender, disk), bytes) in l.places.iter().filter(|((n, _), _)| l.is_lender(n)) {
+                let io = self.flow().loans(*disk).remove(&l.id);
                 loans.push(wire::Loan {
                     lender: lender.to_string(),
                     borrower: borrower.to_string(),
@@ -331,6 +332,9 @@ impl wire::operator_server::Operator for Operator {
                     volume_name: l.name.clone(),
                     bytes: bytes.get(),
                     io_until_s: offers.get(disk).copied().unwrap_or(0),
+                    load: io.map(|io| io.load),
+                    floor: io.map(|io| io.floor),
+                    ceiling: io.and_then(|io| io.ceiling),
                 });
             }
         }

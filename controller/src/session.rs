@@ -10,8 +10,8 @@ mod reports;
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use csi_proto::node::{
-    AttachRequest, AttachResponse, ControllerMessage, DetachRequest, DetachResponse, Keep, Kept, NodeMessage,
-    Welcome, controller_message, node_message, node_session_server,
+    AttachRequest, AttachResponse, ControllerMessage, DetachRequest, DetachResponse, NodeMessage, Welcome,
+    controller_message, node_message, node_session_server,
 };
 use pool::{
     access::Mode,
@@ -24,7 +24,7 @@ use tonic::{Extensions, Request, Response, Status, Streaming, metadata::Metadata
 use crate::{
     api::{Api, Capability},
     core::{Handle, OpenError, Session, told},
-    flow::{Flow, ToKeep, sweep},
+    flow::{Flow, ToNode, sweep},
     status::status,
 };
 
@@ -182,22 +182,21 @@ async fn converse(
         return Ok(());
     }
     let out = session.outbox();
-    let keeper = core.flow().keeper(session.node());
+    let to_tell = core.flow().to_node(session.node());
     tokio::select! {
         r = listen(core.flow(), &session, from_node) => r,
         r = tell(&out, to_node) => r,
-        r = keep(keeper, to_node) => r,
+        r = tell_on(to_tell, to_node) => r,
     }
 }
 
-/// Gives into the node's keeping what must outlive this controller.
-async fn keep(
-    mut keeper: mpsc::Receiver<ToKeep>,
+/// Tells the node what is no goal.
+async fn tell_on(
+    mut news: mpsc::Receiver<ToNode>,
     to_node: &mpsc::Sender<Result<ControllerMessage, Status>>,
 ) -> Result<(), Status> {
-    while let Some(disks) = keeper.recv().await {
-        let kept = disks.into_iter().map(|(disk, state)| Kept { disk: disk.to_string(), state });
-        let message = Some(controller_message::Message::Keep(Keep { disks: kept.collect() }));
+    while let Some(news) = news.recv().await {
+        let message = Some(recordings::render(news));
         if to_node.send(Ok(ControllerMessage { message })).await.is_err() {
             return Ok(());
         }

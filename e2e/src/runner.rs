@@ -13,7 +13,7 @@ use crate::{
     cluster::{Cluster, Spec},
     kube::{self, KubeCluster},
     lab::process::{self, Lifetime},
-    suite::{self, Case},
+    suite::{self, Case, Run},
 };
 
 /// Passed and failed.
@@ -131,20 +131,16 @@ fn run_cases(cases: &[Case]) -> Tally {
     for case in cases {
         let start = Instant::now();
         println!("== {}: {}", case.name, case.about);
-        let result = match cluster.take() {
-            Some(c) => Ok(c),
-            None => Cluster::start(Spec::default()).context("start a cluster"),
-        }
-        .and_then(|c| {
-            let result = (case.run)(&c).and_then(|()| suite::tidy(&c).context("the cluster after the test"));
-            match result {
-                Ok(()) => {
-                    cluster = Some(c);
-                    Ok(())
-                }
-                Err(e) => Err(e.context(c.logs())),
+        let shared = cluster.take();
+        let result = match case.run {
+            Run::On(run) => shared
+                .map_or_else(|| Cluster::start(Spec::default()).context("start a cluster"), Ok)
+                .and_then(|c| on(run, c).map(|c| cluster = Some(c))),
+            Run::Alone(run) => {
+                drop(shared);
+                run()
             }
-        });
+        };
         if let Err(e) = &result {
             println!("{e:?}");
         }
@@ -152,6 +148,15 @@ fn run_cases(cases: &[Case]) -> Tally {
         tally.add(Tally::one(result.is_ok()));
     }
     tally
+}
+
+/// Runs a case on a cluster, which is good for another one if it went well.
+fn on(run: fn(&Cluster) -> Result<()>, c: Cluster) -> Result<Cluster> {
+    let result = run(&c).and_then(|()| suite::tidy(&c).context("the cluster after the test"));
+    match result {
+        Ok(()) => Ok(c),
+        Err(e) => Err(e.context(c.logs())),
+    }
 }
 
 /// The same for cases on Kubernetes.

@@ -228,8 +228,7 @@ impl DeviceModel {
             self.idle_seen = self.idle_seen.saturating_add(1);
             self.idle += (latency - self.idle) * (1.0 / f64::from(self.idle_seen)).max(0.02);
         }
-        let slow = self.idle_seen >= IDLE_KNOWN && latency >= 2.0 * self.idle;
-        let past_knee = queue >= 2.0 && (slow || queue >= 1.5 * self.knee());
+        let past_knee = self.is_past(queue, latency);
         // What is not known yet cannot have changed; around the knee the model is coarse.
         if (past_knee && self.saturated.len() >= ENOUGH) || (queue < 1.0 && self.idle_seen > IDLE_KNOWN) {
             self.judge(at_s, ratio(latency, self.latency(queue), 1.0));
@@ -281,6 +280,17 @@ impl DeviceModel {
             // What it once delivered, or a probe did, no longer counts.
             (self.delivered, self.probed) = (0.0, None);
         }
+    }
+
+    fn is_past(&self, queue: f64, latency: f64) -> bool {
+        let slow = self.idle_seen >= IDLE_KNOWN && latency >= 2.0 * self.idle;
+        queue >= 2.0 && (slow || queue >= 1.5 * self.knee())
+    }
+
+    /// Whether the device had so much to do that more of it only waited longer.
+    #[must_use]
+    pub fn is_past_knee(&self, seen: &Observed) -> bool {
+        seen.latency.and_then(sane).zip(sane(seen.queue)).is_some_and(|(l, q)| self.is_past(q, l))
     }
 
     /// How many I/Os the device serves at once: latency when idle times I/Os a second at most (Little).

@@ -4,6 +4,7 @@
 //! (no transcendental functions), bounded in memory, and sensible for any input: not a number, nothing, a constant,
 //! the hugest. Must not know pools, records, the kernel or who asks.
 
+mod ceilings;
 mod codec;
 mod conformal;
 mod device;
@@ -17,6 +18,7 @@ mod offer;
 mod skill;
 mod stored;
 
+pub use ceilings::{Ceilings, Loan, floor};
 pub use codec::DecodeError;
 pub use conformal::ClassScores;
 pub use device::{DeviceClass, DeviceModel, Drift, Observed, Work};

@@ -61,6 +61,18 @@ pub struct IoMax {
 }
 
 impl IoMax {
+    /// What holds where both hold.
+    #[must_use]
+    pub fn lesser(self, other: Self) -> Self {
+        let of = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
+        Self {
+            rbps: of(self.rbps, other.rbps),
+            wbps: of(self.wbps, other.wbps),
+            riops: of(self.riops, other.riops),
+            wiops: of(self.wiops, other.wiops),
+        }
+    }
+
     /// As io.max is written: all four, so that what is not limited any more is lifted.
     fn render(&self, dev: DevNo) -> String {
         let word = |n: Option<u64>| n.map_or("max".to_owned(), |n| n.to_string());
@@ -204,6 +216,14 @@ mod tests {
                 assert_eq!(c.pod(bad).expect("a look"), None, "{bad}");
             }
         }
+    }
+
+    #[test]
+    fn the_lesser_limit_holds() {
+        let a = IoMax { riops: Some(200), rbps: Some(9), ..IoMax::default() };
+        let b = IoMax { riops: Some(100), wiops: Some(7), ..IoMax::default() };
+        let both = IoMax { rbps: Some(9), wbps: None, riops: Some(100), wiops: Some(7) };
+        assert_eq!((a.lesser(b), b.lesser(a), a.lesser(IoMax::default())), (both, both, a));
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //!
 //! Must not know: the kernel, sessions.
 
+use std::collections::BTreeMap;
+
 use csi_proto::node as proto;
-use kernel::dm::dev_node_path;
+use kernel::{cgroup::IoMax, dm::dev_node_path};
 use pool::{
     goals::{ExportState, Role},
-    ids::{BadId, DiskId, Epoch},
+    ids::{BadId, DiskId, Epoch, VolumeId},
     layout::params::Limits,
     moving::Mirror,
     names::DmRole,
@@ -182,6 +184,28 @@ pub fn limits(g: &proto::AttachmentGoal) -> Limits {
     let l = g.limits.unwrap_or_default();
     let some = |n: u64| (n > 0).then_some(n);
     Limits { iops: some(l.iops), throughput: some(l.throughput).map(Bytes::new) }
+}
+
+/// What is bounded; a volume that is none is left out.
+pub fn ceilings(c: &proto::Ceilings) -> BTreeMap<VolumeId, IoMax> {
+    let one = |c: &proto::Ceiling| {
+        // The kernel takes no limit of nothing.
+        let some = |n: u64| Some(n.max(1));
+        let max = IoMax {
+            rbps: some(c.read_bytes),
+            wbps: some(c.write_bytes),
+            riops: some(c.reads),
+            wiops: some(c.writes),
+        };
+        match c.volume.parse() {
+            Ok(volume) => Some((volume, max)),
+            Err(error) => {
+                tracing::warn!(volume = c.volume, %error, "a ceiling of no volume");
+                None
+            }
+        }
+    };
+    c.volumes.iter().filter_map(one).collect()
 }
 
 /// What is said about an export.

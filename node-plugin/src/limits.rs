@@ -1,8 +1,9 @@
 //! What the users of a volume may do of I/O: limits that the controller gives, set on the control groups of the pods that have the
-//! volume published here, and changed while I/O goes on.
+//! volume published here, and changed while I/O goes on; and for as long as the owner of a disk waits that the volume borrows from,
+//! ceilings. The lesser of both holds.
 //!
 //! Invariants: a volume with limits is published only to somebody on whom they are set; whoever had it published before a restart
-//! is known after it. Limits are each user's own: two pods with one volume may do twice as much. Must not know: how the
+//! is known after it. A ceiling that is not said again goes: no record has it. Limits are each user's own: two pods with one volume may do twice as much. Must not know: how the
 //! kernel limits, what a pod is beyond its uid.
 
 use std::{
@@ -10,6 +11,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use kernel::{
@@ -28,6 +30,8 @@ const POD_UID: &str = "csi.storage.k8s.io/pod.uid";
 const GROUP: &str = "weir.storage/cgroup";
 /// The file, in the plugin's folder of state.
 const FILE: &str = "users.yaml";
+/// How long ceilings stand without being said again: a controller says them every 10 s, and another one reigns within half a minute.
+const STAND: Duration = Duration::from_secs(60);
 
 /// Why limits are not in force.
 #[derive(Debug, thiserror::Error)]
@@ -119,9 +123,24 @@ struct Remembered {
 #[derive(Debug, Default)]
 struct State {
     limits: BTreeMap<VolumeId, Limits>,
+    ceilings: BTreeMap<VolumeId, IoMax>,
+    /// When they were said.
+    said: Option<Instant>,
     users: Users,
     /// Volumes whose limits have changed and are not in force yet.
     due: BTreeSet<VolumeId>,
+}
+
+impl State {
+    fn limits(&self, volume: VolumeId) -> Limits {
+        self.limits.get(&volume).copied().unwrap_or_default()
+    }
+
+    /// What is to be in force.
+    fn io_max(&self, volume: VolumeId) -> IoMax {
+        let ceiling = self.ceilings.get(&volume).copied().unwrap_or_default();
+        io_max(self.limits(volume)).lesser(ceiling)
+    }
 }
 
 /// Keeps limits in force.
@@ -179,20 +198,56 @@ impl Limiter {
         };
         // What an earlier life set is not known: it is looked at.
         if known.unwrap_or_default() != limits || (known.is_none() && s.users.contains_key(&volume)) {
+            tracing::info!(%volume, %limits, "limits");
             s.due.insert(volume);
             self.changed.notify_one();
         }
     }
 
+    /// All ceilings that there are; those that were and are not named are lifted.
+    pub fn bound(&self, ceilings: BTreeMap<VolumeId, IoMax>) {
+        let mut s = self.lock();
+        let before = std::mem::replace(&mut s.ceilings, ceilings);
+        s.said = Some(Instant::now());
+        let all: BTreeSet<VolumeId> = before.keys().chain(s.ceilings.keys()).copied().collect();
+        for volume in all {
+            let (was, is) = (before.get(&volume), s.ceilings.get(&volume).copied());
+            match (was, is) {
+                (None, Some(max)) => {
+                    tracing::info!(%volume, ?max, "slowed: the owner of a disk that it borrows from waits");
+                }
+                (Some(_), None) => tracing::info!(%volume, "slowed no more"),
+                (Some(_) | None, _) => {}
+            }
+            if was.copied() != is && s.users.contains_key(&volume) {
+                s.due.insert(volume);
+            }
+        }
+        self.changed.notify_one();
+    }
+
+    /// Lifts ceilings that nobody has said for a while; how long those that stand have left.
+    fn expire(&self) -> Duration {
+        let (none, age) = {
+            let s = self.lock();
+            (s.ceilings.is_empty(), s.said.map_or(STAND, |at| at.elapsed()))
+        };
+        if !none && age >= STAND {
+            self.bound(BTreeMap::new());
+        }
+        // Where there is none, any time is soon enough.
+        if none { STAND } else { STAND.saturating_sub(age).max(Duration::from_secs(1)) }
+    }
+
     /// Puts changes in force until the process ends.
     pub async fn keep(self: Arc<Self>, calls: Calls) {
         loop {
-            self.changed.notified().await;
+            // Whether anything changed or the time is over: both are looked at.
+            drop(tokio::time::timeout(self.expire(), self.changed.notified()).await);
             while let Some(volume) = { self.lock().due.pop_first() } {
                 let me = self.clone();
                 match calls.run(format!("limit volume {volume}"), move || me.apply(volume)).await {
-                    Ok(Ok(0)) => {}
-                    Ok(Ok(users)) => tracing::info!(%volume, users, "limits changed"),
+                    Ok(Ok(users)) => tracing::debug!(%volume, users, "limits are in force"),
                     Ok(Err(e)) => tracing::error!(%volume, error = %e, "limits are not in force"),
                     Err(e) => tracing::error!(%volume, error = %e, "limits are not in force"),
                 }
@@ -202,16 +257,16 @@ impl Limiter {
 
     /// Sets a volume's limits on all of its users; on how many they were others. The first error, once all are tried.
     fn apply(&self, volume: VolumeId) -> Result<usize, LimitError> {
-        let (limits, users) = {
+        let (max, users) = {
             let s = self.lock();
             let users: BTreeSet<User> =
                 s.users.get(&volume).into_iter().flat_map(|u| u.values().cloned()).collect();
-            (s.limits.get(&volume).copied().unwrap_or_default(), users)
+            (s.io_max(volume), users)
         };
         let mut done = Ok(0);
         for u in users {
             let Ok(dev) = u.dev.parse() else { continue };
-            match (self.cgroups.set_io_max(&u.group, dev, io_max(limits)), &mut done) {
+            match (self.cgroups.set_io_max(&u.group, dev, max), &mut done) {
                 (Ok(Ensured::Swapped), Ok(n)) => *n += 1,
                 // The others' are set nevertheless.
                 (Err(e), Ok(_)) => done = Err(e.into()),
@@ -232,13 +287,16 @@ impl Limiter {
         dev: DevNo,
         who: Option<&Who>,
     ) -> Result<(), LimitError> {
-        let limits = self.lock().limits.get(&volume).copied().unwrap_or_default();
+        let (limits, max) = {
+            let s = self.lock();
+            (s.limits(volume), s.io_max(volume))
+        };
         let Some(group) = self.group(who, limits)? else { return Ok(()) };
-        self.cgroups.set_io_max(&group, dev, io_max(limits))?;
+        self.cgroups.set_io_max(&group, dev, max)?;
         let mut s = self.lock();
         s.users.entry(volume).or_default().insert(target.to_owned(), User { group, dev: dev.to_string() });
         // They may have changed meanwhile.
-        if s.limits.get(&volume).copied().unwrap_or_default() != limits {
+        if s.io_max(volume) != max {
             s.due.insert(volume);
             self.changed.notify_one();
         }
@@ -394,6 +452,40 @@ mod tests {
         assert!(b.booted("b").lock().users.is_empty(), "the number is another device's by now");
         fs::remove_dir_all(b.pod()).expect("the pod has gone");
         assert!(b.limiter().lock().users.is_empty());
+    }
+
+    #[test]
+    fn a_ceiling_holds_beside_limits_and_goes_when_nobody_says_it() {
+        let b = Bench::new();
+        let l = b.limiter();
+        let (dev, pod, at) = (DevNo::new(253, 3), Who::Pod(UID.into()), Path::new("/target"));
+        let ceiling = |iops| IoMax { riops: Some(iops), wiops: Some(9), rbps: None, wbps: Some(1 << 30) };
+        let settle = |l: &Limiter| due(l).into_iter().for_each(|v| assert!(l.apply(v).expect("set") < 2));
+        l.hear(V, limits(200));
+        l.enter(V, at, dev, Some(&pod)).expect("limited");
+        l.bound([(V, ceiling(500))].into());
+        settle(&l);
+        assert_eq!(b.set(), "253:3 rbps=1048576 wbps=1048576 riops=200 wiops=9");
+        l.bound([(V, ceiling(100))].into());
+        settle(&l);
+        assert!(b.set().ends_with("riops=100 wiops=9"), "{}", b.set());
+        assert!(l.expire() > STAND / 2 && due(&l).is_empty(), "it was said just now");
+        l.lock().said = Instant::now().checked_sub(STAND);
+        l.expire();
+        settle(&l);
+        assert!(b.set().ends_with("riops=200 wiops=200"), "{}", b.set());
+        // Of a plugin that ended meanwhile the next one knows nothing.
+        l.bound([(V, ceiling(100))].into());
+        settle(&l);
+        let l = b.limiter();
+        l.hear(V, limits(200));
+        settle(&l);
+        assert!(b.set().ends_with("riops=200 wiops=200"), "{}", b.set());
+        // Somebody who comes while it stands.
+        l.bound([(V, ceiling(50))].into());
+        l.leave(V, at).expect("left");
+        l.enter(V, at, dev, Some(&pod)).expect("limited");
+        assert!(b.set().ends_with("riops=50 wiops=9"), "{}", b.set());
     }
 
     #[test]

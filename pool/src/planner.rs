@@ -19,7 +19,9 @@
 
 mod fullness;
 mod gravity;
+mod heat;
 mod recall;
+mod shifts;
 mod spill;
 
 use std::{
@@ -27,6 +29,9 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
 };
+
+pub use heat::{VolumeRates, spread};
+pub use shifts::Shifts;
 
 use crate::{
     ids::{DiskId, Epoch, NodeName, VolumeId},

@@ -6,7 +6,7 @@
 use serde::Serialize;
 
 use crate::cluster::{Cluster, Loads, Shape};
-use crate::policy::{Outlook, Policy, Run};
+use crate::policy::{Policy, Run};
 
 /// What one policy did, means over the seeds.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
@@ -42,15 +42,12 @@ type Score = [f64; 5];
 /// Runs every policy on the clusters of `seeds` seeds.
 #[must_use]
 pub fn compare(loads: &Loads, shape: Shape, seeds: u64) -> Vec<Compared> {
-    let outlook = Outlook::new(loads);
     let clusters: Vec<Cluster> = (0..seeds).map(|seed| Cluster::new(shape, loads, seed)).collect();
     Policy::ALL
         .into_iter()
         .map(|policy| {
-            let scores: Vec<Score> = (0..seeds)
-                .zip(&clusters)
-                .map(|(seed, cluster)| run(policy, cluster, loads, &outlook, seed))
-                .collect();
+            let scores: Vec<Score> =
+                (0..seeds).zip(&clusters).map(|(seed, cluster)| run(policy, cluster, loads, seed)).collect();
             summed(policy, &scores)
         })
         .collect()
@@ -77,9 +74,9 @@ fn summed(policy: Policy, scores: &[Score]) -> Compared {
     }
 }
 
-fn run(policy: Policy, cluster: &Cluster, loads: &Loads, outlook: &Outlook, seed: u64) -> Score {
+fn run(policy: Policy, cluster: &Cluster, loads: &Loads, seed: u64) -> Score {
     let start = loads.hours() / 2;
-    let mut run = Run::new(policy, cluster, loads, outlook, start, seed);
+    let mut run = Run::new(policy, cluster, loads, start, seed);
     let (mut samples, mut overloaded) = (0.0, 0.0);
     let (mut traffic, mut above, mut local) = (0.0, 0.0, 0.0);
     let mut sums = vec![0.0; cluster.nodes];

@@ -3,7 +3,7 @@
 use simulate::cluster::{Cluster, Loads, Shape};
 use simulate::compare::{Compared, compare};
 use simulate::generate::generate;
-use simulate::policy::{Outlook, Policy, Run};
+use simulate::policy::{Policy, Run};
 
 const SHAPE: Shape = Shape { nodes: 8, ..Shape::REFERENCE };
 
@@ -33,12 +33,11 @@ fn check(policy: Policy, cluster: &Cluster, run: &Run<'_>, hour: usize) {
 #[test]
 fn layouts_stay_whole_whatever_moves() {
     let loads = loads();
-    let outlook = Outlook::new(&loads);
     let tight = Shape { full: 0.95, headroom: 2.0, migrations: 0.2, ..SHAPE };
     let cluster = Cluster::new(tight, &loads, 5);
     let start = loads.hours() / 2;
     for policy in Policy::ALL {
-        let mut run = Run::new(policy, &cluster, &loads, &outlook, start, 5);
+        let mut run = Run::new(policy, &cluster, &loads, start, 5);
         check(policy, &cluster, &run, start);
         for hour in start..loads.hours() {
             run.hour(hour);

@@ -5,24 +5,24 @@
 use std::{collections::BTreeMap, ops::Bound};
 
 use pool::{
-    ids::{DiskId, NodeName},
+    ids::{DiskId, VolumeId},
     units::Extents,
 };
 
-use super::engine::Engine;
-use crate::flow::{DiskFacts, SetOffer};
+use super::{engine::Engine, load::MoveLoad};
+use crate::flow::{Borrowed, DiskFacts, SetOffer};
 
 impl Engine {
     /// What is so of at most `max` disks in the index, by id, after the one given.
     pub(super) fn disk_facts(&self, after: Option<DiskId>, max: usize) -> Vec<DiskFacts> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let indexed = self.disks.range((from, Bound::Unbounded)).filter(|(_, s)| s.indexed);
-        indexed.filter_map(|(id, _)| self.facts_of(*id)).take(max).collect()
+        let load = self.move_load();
+        indexed.filter_map(|(id, _)| self.facts_of(*id, &load)).take(max).collect()
     }
 
-    fn facts_of(&self, id: DiskId) -> Option<DiskFacts> {
+    fn facts_of(&self, id: DiskId, load: &MoveLoad) -> Option<DiskFacts> {
         let (disk, usage) = (self.pool.disk(id)?, self.pool.usage(id)?);
-        let lent = self.loans_of(id).into_values().fold(Extents::ZERO, Extents::plus);
         Some(DiskFacts {
             disk: id,
             node: disk.node.clone(),
@@ -32,23 +32,24 @@ impl Engine {
             extents: usage.extents,
             free: usage.free,
             owned: usage.owned,
-            lent,
+            loans: self.loans_of(id),
+            still: usage.set_aside == Extents::ZERO && load.off(id) + load.onto(id) == 0,
             reserve: disk.reserve,
             serving: disk.takes_new_data(),
             offer: self.pool.offer(id),
         })
     }
 
-    /// Extents of a disk that volumes held at other nodes have there, by holder.
-    pub(super) fn loans_of(&self, id: DiskId) -> BTreeMap<NodeName, Extents> {
-        let mut out: BTreeMap<NodeName, Extents> = BTreeMap::new();
+    /// What volumes that are held at other nodes have of a disk.
+    pub(super) fn loans_of(&self, id: DiskId) -> BTreeMap<VolumeId, Borrowed> {
+        let mut out: BTreeMap<VolumeId, Borrowed> = BTreeMap::new();
         let Some(disk) = self.pool.disk(id) else { return out };
         for (volume, run) in self.pool.owners(id) {
             let holders = self.volumes.get(&volume).map(|v| v.record.access.holders()).unwrap_or_default();
             // Of two holders one is about to go: the first is enough to say that it is lent.
-            if let Some(borrower) = holders.into_iter().find(|h| *h != disk.node) {
-                let n = out.entry(borrower).or_default();
-                *n = n.plus(run.count);
+            if let Some(by) = holders.into_iter().find(|h| *h != disk.node) {
+                let b = out.entry(volume).or_insert(Borrowed { by, extents: Extents::ZERO });
+                b.extents = b.extents.plus(run.count);
             }
         }
         out

@@ -83,7 +83,7 @@ impl Engine {
 
     fn disk_line(&self, s: &DiskSlot) -> DiskLine {
         let d = &s.record.disk;
-        let lent = self.loans_of(d.id).into_values().fold(Extents::ZERO, Extents::plus);
+        let lent = self.loans_of(d.id).values().fold(Extents::ZERO, |n, b| n.plus(b.extents));
         let lent = d.extent_size.checked_bytes_of(lent).unwrap_or_default();
         DiskLine { row: self.disk_row(s), class: d.class, lent }
     }

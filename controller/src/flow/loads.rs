@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use forecast::STALE_S;
 use pool::{
-    planner::{DiskFact, PieceFact, VolumeFact},
+    planner::{self, DiskFact, VolumeFact, VolumeRates},
     units::{Bytes, ExtentSize},
 };
 
@@ -93,7 +93,7 @@ fn thousandths(io: f64) -> u64 {
     (io * 1000.0).round() as u64
 }
 
-fn is_fresh(sampled_s: Option<u64>, now_s: u64) -> bool {
+pub(super) fn is_fresh(sampled_s: Option<u64>, now_s: u64) -> bool {
     sampled_s.is_some_and(|at| now_s.saturating_sub(at) < STALE_S)
 }
 
@@ -107,6 +107,16 @@ impl DiskRow {
             return Some(said.peak_bound + self.lent_peaks.greatest(now_s).unwrap_or(0.0));
         }
         self.peaks.greatest(now_s)
+    }
+}
+
+impl VolumeRow {
+    /// The I/Os of heat are counted whatever their size: where the load is greater because they are large, that counts. A load that is
+    /// new is not in a mean of hours yet, and all of it in its disk's.
+    fn rates(&self, now_s: u64) -> VolumeRates<'_> {
+        let mean = self.warm.mean.max(self.heat.ios.iter().sum());
+        let peak = self.peaks.greatest(now_s).map_or(mean, |p| p.max(mean));
+        VolumeRates { part_bytes: self.heat.part_bytes, parts: &self.heat.ios, mean, peak }
     }
 }
 
@@ -137,137 +147,28 @@ impl Flow {
     pub fn rate_volume(&self, now_s: u64, fact: &mut VolumeFact) {
         let s = self.lock();
         if let Some(row) = s.volumes.get(&fact.volume).filter(|r| is_fresh(r.sampled_s, now_s)) {
-            spread(row, now_s, fact);
+            planner::spread(&row.rates(now_s), fact);
         }
-    }
-}
-
-/// Logical extents that a piece is part of: a stripe's are shared by its legs.
-fn span(p: &PieceFact) -> (u64, u64, u64) {
-    let legs = p.whole.as_ref().map_or(1, |w| w.len().max(1) as u64);
-    (p.start.get(), p.start.get().saturating_add(p.count.saturating_mul(legs)), legs)
-}
-
-/// Gives each piece its share of what the volume does: by heat, evenly where there is none. The I/Os of heat are counted
-/// whatever their size; where the load is greater because they are large, that counts.
-fn spread(row: &VolumeRow, now_s: u64, fact: &mut VolumeFact) {
-    let extent = fact.extent_size.bytes().get() as f64;
-    let size = fact.pieces.iter().map(|p| span(p).1).max().unwrap_or(0) as f64 * extent;
-    let sum: f64 = row.heat.ios.iter().sum();
-    let (part, ios, sum) = if row.heat.part_bytes > 0 && sum > 0.0 {
-        (row.heat.part_bytes as f64, row.heat.ios.as_slice(), sum)
-    } else {
-        (size, &[1.0][..], 1.0)
-    };
-    let mean = row.warm.mean.max(row.heat.ios.iter().sum());
-    // A load that is new is not in a mean of hours yet, and all of it in its disk's.
-    let peak = row.peaks.greatest(now_s).map_or(mean, |p| p.max(mean));
-    for p in &mut fact.pieces {
-        let (from, to, legs) = span(p);
-        let (from, to) = (from as f64 * extent, to as f64 * extent);
-        let share = |(i, io): (usize, &f64)| {
-            let (begin, end) = (i as f64 * part, ((i + 1) as f64 * part).min(size));
-            let common = to.min(end) - from.max(begin);
-            if common > 0.0 { io * common / (end - begin) } else { 0.0 }
-        };
-        let of_all = ios.iter().enumerate().map(share).sum::<f64>() / sum / legs as f64;
-        p.io = thousandths(mean * of_all);
-        p.peak = thousandths(peak * of_all);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
-    use forecast::{Series, Shape};
-    use pool::{
-        ids::{DiskId, Epoch, VolumeId},
-        units::Extents,
-    };
-
     use super::{super::Heat, *};
-
-    fn piece(start: u64, count: u64, legs: &[u128], leg: u32) -> PieceFact {
-        let all: BTreeSet<DiskId> = legs.iter().map(|d| DiskId::from_u128(*d)).collect();
-        PieceFact {
-            start: Extents::new(start),
-            count,
-            leg,
-            disk: DiskId::from_u128(legs[leg as usize]),
-            io: 0,
-            peak: 0,
-            whole: (legs.len() > 1).then_some(all),
-        }
-    }
-
-    fn volume(pieces: Vec<PieceFact>) -> VolumeFact {
-        VolumeFact {
-            volume: VolumeId::from_u128(1),
-            epoch: Epoch::ZERO,
-            home: "n1".parse().expect("a name"),
-            extent_size: ExtentSize::MIN,
-            still_s: 0,
-            moved_s: None,
-            coming_home: false,
-            bound: false,
-            block: 512,
-            not: BTreeSet::new(),
-            pieces,
-            max_lenders: 8,
-        }
-    }
-
-    fn row(part_extents: u64, ios: &[f64], warm: f64) -> VolumeRow {
-        VolumeRow {
-            series: Series::new(Shape::VOLUME),
-            heat: Heat { part_bytes: ExtentSize::MIN.bytes().get() * part_extents, ios: ios.to_vec() },
-            bytes_s: 0.0,
-            warm: Warm { at_s: 0, mean: warm },
-            peaks: Peaks::of_minutes(),
-            sampled_s: None,
-        }
-    }
-
-    fn ios(row: &VolumeRow, pieces: Vec<PieceFact>) -> Vec<u64> {
-        let mut v = volume(pieces);
-        spread(row, 0, &mut v);
-        v.pieces.iter().map(|p| p.io).collect()
-    }
-
-    #[test]
-    fn heat_goes_to_the_pieces_that_have_it() {
-        let linear = || vec![piece(0, 3, &[1], 0), piece(3, 5, &[2], 0)];
-        // Parts of two extents, eight extents in all.
-        assert_eq!(ios(&row(2, &[10.0, 20.0, 0.0, 4.0], 0.0), linear()), [20_000, 14_000]);
-        // Large I/Os: the load is twice what their number says.
-        assert_eq!(ios(&row(2, &[10.0, 20.0, 0.0, 4.0], 68.0), linear()), [40_000, 28_000]);
-        // Nothing is known of where, or of anything.
-        assert_eq!(ios(&row(0, &[], 16.0), linear()), [6000, 10_000]);
-        assert_eq!(ios(&row(0, &[], 0.0), linear()), [0, 0]);
-        // The last part is a short one.
-        assert_eq!(ios(&row(3, &[0.0, 0.0, 6.0], 0.0), linear()), [0, 6000]);
-        let stripes = vec![piece(0, 4, &[1, 2], 0), piece(0, 4, &[1, 2], 1)];
-        assert_eq!(ios(&row(4, &[10.0, 4.0], 0.0), stripes), [7000, 7000]);
-    }
 
     #[test]
     fn a_new_load_counts_in_full_for_disks_and_little_over_hours() {
-        let mut r = row(2, &[3.0, 1.0], 4.0);
+        let mut r = VolumeRow::new();
+        (r.heat, r.warm.mean) = (Heat { part_bytes: 4096, ios: vec![3.0, 1.0] }, 2.0);
         for at in (0..60).step_by(10) {
             r.peaks.take(at, 400.0);
         }
-        let mut v = volume(vec![piece(0, 2, &[1], 0), piece(2, 2, &[2], 0)]);
-        spread(&r, 30, &mut v);
-        let of = |v: &VolumeFact| v.pieces.iter().map(|p| (p.io, p.peak)).collect::<Vec<_>>();
-        assert_eq!(of(&v), [(3000, 3000), (1000, 1000)], "the minute is not over");
-        spread(&r, 60, &mut v);
-        assert_eq!(of(&v), [(3000, 300_000), (1000, 100_000)]);
-        spread(&r, 1000, &mut v);
-        assert_eq!(of(&v), [(3000, 3000), (1000, 1000)], "it has passed");
-        (r.heat, r.warm.mean) = (Heat::default(), 0.0);
-        spread(&r, 60, &mut v);
-        assert_eq!(of(&v), [(0, 200_000), (0, 200_000)], "nothing is known of where");
+        let of = |r: &VolumeRow, now_s| (r.rates(now_s).mean, r.rates(now_s).peak);
+        assert_eq!(of(&r, 30), (4.0, 4.0), "the minute is not over");
+        assert_eq!(of(&r, 60), (4.0, 400.0));
+        assert_eq!(of(&r, 1000), (4.0, 4.0), "it has passed");
+        r.warm.mean = 500.0;
+        assert_eq!(of(&r, 60), (500.0, 500.0), "few and large");
     }
 
     #[test]

@@ -14,8 +14,8 @@ use std::{
 };
 
 use pool::{
-    ids::{DiskId, PoolName, VolumeId},
-    planner::{self, Busy, DiskFact, Proposal, VolumeFact},
+    ids::{PoolName, VolumeId},
+    planner::{self, Busy, DiskFact, Proposal, Shifts, VolumeFact},
 };
 
 use super::{Flow, sweep::unix_s};
@@ -28,8 +28,6 @@ use crate::{
 const CHUNK: usize = 256;
 /// Proposals of one command to the core.
 const AT_A_TIME: usize = 64;
-/// Seconds for which a forecast may not know of a move: a day, then every hour of the day has been seen without it.
-const LEARNS_S: u64 = 24 * 3600;
 
 /// When moves are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,42 +43,6 @@ impl Default for Pace {
     /// forecasts do not count yet; loads and growth are means of minutes, so more than one look a minute finds nothing new.
     fn default() -> Self {
         Self { settle: Duration::from_secs(300), every: Duration::from_secs(60) }
-    }
-}
-
-/// I/O that went from one disk to another lately.
-#[derive(Clone, Debug, Default)]
-struct Shifts(Vec<Shift>);
-
-#[derive(Clone, Copy, Debug)]
-struct Shift {
-    at_s: u64,
-    from: DiskId,
-    to: DiskId,
-    io: u64,
-}
-
-impl Shifts {
-    fn note(&mut self, at_s: u64, p: &Proposal) {
-        if p.io > 0 {
-            self.0.push(Shift { at_s, from: p.from, to: p.to, io: p.io });
-        }
-    }
-
-    /// Forgets what forecasts know by now.
-    fn forget(&mut self, now_s: u64) {
-        self.0.retain(|s| s.at_s.saturating_add(LEARNS_S) > now_s);
-    }
-
-    fn apply(&self, disks: &mut BTreeMap<DiskId, &mut DiskFact>) {
-        for s in &self.0 {
-            if let Some(d) = disks.get_mut(&s.from) {
-                d.left = d.left.saturating_add(s.io);
-            }
-            if let Some(d) = disks.get_mut(&s.to) {
-                d.come = d.come.saturating_add(s.io);
-            }
-        }
     }
 }
 
@@ -177,8 +139,7 @@ impl Moves {
             }
             after = last;
         }
-        let all = pools.values_mut().flat_map(|f| f.disks.iter_mut());
-        self.shifts.apply(&mut all.map(|d| (d.disk, d)).collect());
+        self.shifts.apply(pools.values_mut().flat_map(|f| f.disks.iter_mut()));
         Ok(())
     }
 

@@ -3,15 +3,21 @@
 //! Invariants: an offer is recomputed from facts that are newer than the loans it leads to, and not set if the disk has been
 //! allocated from meanwhile; small changes are not set at all, so the index stays quiet. Must not know: the core.
 
+use std::collections::BTreeMap;
+
 use forecast::{Facts, HealthReport, Offer, Reason, Resolution};
 use pool::{
     alloc,
     disk::DiskClass,
-    ids::{DiskId, NodeName, PoolName},
+    ids::{DiskId, NodeName, PoolName, VolumeId},
     units::{Bytes, ExtentSize, Extents},
 };
 
-use super::{Flow, class_index};
+use super::{
+    Flow, ToNode,
+    ceilings::{Borrowed, Loans},
+    class_index,
+};
 
 /// Bytes a second at which lent space is taken back: a move copies at the speed of one disk or of a 1 Gbit/s network, in
 /// competition with everything else.
@@ -41,7 +47,9 @@ pub struct DiskFacts {
     /// Of them, volumes'.
     pub owned: Extents,
     /// Of these, of volumes held at other nodes.
-    pub lent: Extents,
+    pub loans: BTreeMap<VolumeId, Borrowed>,
+    /// It neither wipes nor copies: what it does is its users'.
+    pub still: bool,
     /// Kept for its own node.
     pub reserve: Extents,
     /// It serves and takes new data.
@@ -77,6 +85,10 @@ pub fn reason_word(reason: &Reason) -> &'static str {
 }
 
 impl DiskFacts {
+    fn lent(&self) -> Extents {
+        self.loans.values().fold(Extents::ZERO, |n, b| n.plus(b.extents))
+    }
+
     fn bytes(&self, n: Extents) -> u64 {
         self.extent_size.checked_bytes_of(n).map_or(0, Bytes::get)
     }
@@ -92,7 +104,7 @@ impl DiskFacts {
             media_errors_before: errors,
             size: self.bytes(self.extents),
             used: self.bytes(self.extents.saturating_sub(self.free)),
-            lent: self.bytes(self.lent),
+            lent: self.bytes(self.lent()),
             // One copy: there is nothing to rebuild.
             rebuild_bytes: 0,
             watermark: self.bytes(self.reserve),
@@ -148,7 +160,7 @@ impl Flow {
             return f.offer.and_then(|_| set(None));
         };
         let hour = now_s / 3600;
-        row.growth.observe(hour, f.bytes(f.owned.saturating_sub(f.lent)));
+        row.growth.observe(hour, f.bytes(f.owned.saturating_sub(f.lent())));
         if row.load.newest_hour().is_none_or(|h| h + 1 < row.series.kept(Resolution::Hour).end) {
             let class = &mut state.classes[class_index(row.model.class())];
             row.load.catch_up(&row.series, class);
@@ -157,13 +169,15 @@ impl Flow {
             row.offer = None;
             return f.offer.and_then(|_| set(None));
         }
+        Loans::look(row, f, now_s);
         let offer = forecast::offer(&f.facts(now_s, row), &row.model, &row.load, &row.growth);
         row.offer = Some(offer);
         if row.kept_hour < hour {
             row.kept_hour = hour;
-            let keeper = state.nodes.get(&f.node).and_then(|n| n.keeper.as_ref());
+            let to_node = state.nodes.get(&f.node).and_then(|n| n.to_node.as_ref());
             // A session that is stuck misses an hour, the next one has it.
-            if let Some(Err(e)) = keeper.map(|k| k.try_send(vec![(f.disk, row.growth.encode())])) {
+            let keep = ToNode::Keep(vec![(f.disk, row.growth.encode())]);
+            if let Some(Err(e)) = to_node.map(|to| to.try_send(keep)) {
                 tracing::debug!(disk = %f.disk, error = %e, "growth was not given into keeping");
                 row.kept_hour = hour - 1;
             }

@@ -1,5 +1,5 @@
-//! The timer that keeps offers fresh: asks the core for facts, weighs them, and sets what is news, a few hundred disks at a
-//! time, so that whoever wants a volume never waits for it.
+//! The timer that keeps offers and ceilings fresh: asks the core for facts, weighs them, sets and tells what is news, a few hundred
+//! disks at a time, so that whoever wants a volume never waits for it.
 //!
 //! Must not know: how offers come about.
 
@@ -44,6 +44,10 @@ pub async fn sweep(flow: &Arc<Flow>, core: &Handle, now_s: u64) -> Result<usize,
         after = Some(last);
     }
     flow.forget(now_s, &known);
+    let ceilings = flow.tell_ceilings(now_s);
+    if ceilings > 0 {
+        tracing::debug!(ceilings, "owners of lent disks wait");
+    }
     Ok(set)
 }
 

@@ -23,6 +23,7 @@ fn sample(load: f64, lent: f64) -> DiskSample {
         class: DeviceClass::Ssd,
         all: Observed { load, queue: 0.5, latency: Some(2e-4) },
         lent,
+        loans: [(VOLUME, lent)].into(),
         read_bytes_s: 0.0,
         write_bytes_s: 0.0,
         health: None,
@@ -30,7 +31,7 @@ fn sample(load: f64, lent: f64) -> DiskSample {
 }
 
 fn recording(sequence: u64, at_s: u64, load: f64, lent: f64) -> Recording {
-    let volume = VolumeSample { volume: VOLUME, load, bytes_s: 1.0, heat: None };
+    let volume = VolumeSample { volume: VOLUME, load, rates: Rates::default(), heat: None };
     Recording { sequence, at_s, disks: vec![sample(load, lent)], volumes: vec![volume], histories: vec![] }
 }
 
@@ -44,7 +45,8 @@ fn facts() -> DiskFacts {
         extents: Extents::new(10_000),
         free: Extents::new(8000),
         owned: Extents::new(2000),
-        lent: Extents::new(500),
+        loans: [(VOLUME, Borrowed { by: "n2".parse().unwrap(), extents: Extents::new(500) })].into(),
+        still: true,
         reserve: Extents::ZERO,
         serving: true,
         offer: None,
@@ -129,9 +131,9 @@ fn small_changes_are_not_news() {
 #[test]
 fn a_controller_that_starts_knows_what_the_nodes_kept() {
     let (old, now) = fed(30);
-    let mut keeper = old.keeper(&node());
+    let mut news = old.to_node(&node());
     old.weigh(now, &[facts()]);
-    let kept = keeper.try_recv().unwrap();
+    let ToNode::Keep(kept) = news.try_recv().unwrap() else { panic!("something else") };
     assert_eq!(kept[0].0, DISK);
     let view = old.disk(DISK, now).unwrap();
 
@@ -190,4 +192,86 @@ fn what_the_core_does_not_know_is_forgotten() {
     assert_eq!(flow.counts(), (1, 1));
     flow.forget(now + 8 * 24 * 3600, &[].into());
     assert_eq!(flow.counts(), (0, 0));
+}
+
+#[test]
+fn a_borrower_is_slowed_while_the_lenders_owner_waits_and_never_below_its_floor() {
+    let flow = Flow::default();
+    let borrower: NodeName = "n2".parse().unwrap();
+    let mut news = flow.to_node(&borrower);
+    let mut now = START;
+    // The borrower asks for 8 times what its part of the disk is worth, and does what it may.
+    let mut round = |own: f64, may: f64, still: bool| {
+        now += 10;
+        let lent = may.min(3200.0);
+        let waits = own > 0.0 && own + lent > 3600.0;
+        let all = Observed {
+            load: own + lent,
+            queue: if waits { 32.0 } else { 1.0 },
+            latency: Some(if waits { 8e-3 } else { 2e-4 }),
+        };
+        let disks = vec![DiskSample { all, ..sample(own + lent, lent) }];
+        flow.take(&node(), now, Recording { sequence: now, at_s: now, disks, ..Recording::default() });
+        let rates = Rates { reads: lent, writes: 0.0, read_bytes: 4096.0 * lent, write_bytes: 0.0 };
+        let volumes = vec![VolumeSample { volume: VOLUME, load: lent, rates, heat: None }];
+        flow.take(&borrower, now, Recording { sequence: now, at_s: now, volumes, ..Recording::default() });
+        flow.weigh(now, &[DiskFacts { still, ..facts() }]);
+        flow.weigh(now + 1, &[DiskFacts { still, ..facts() }]);
+        let count = flow.tell_ceilings(now);
+        assert_eq!(count as u64, flow.bounded());
+        (news.try_recv().ok(), flow.loans(DISK)[&VOLUME])
+    };
+    let told = |n: Option<ToNode>| match n {
+        Some(ToNode::Ceilings(all)) => all.get(&VOLUME).copied(),
+        other => panic!("{other:?}"),
+    };
+    let (nothing, io) = round(0.0, 3200.0, true);
+    assert_eq!((nothing, io.load, io.ceiling), (None, 3200.0, None), "no owner, nobody waits");
+    assert!((399.0..401.0).contains(&io.floor), "0.8 of 10,000, a twentieth of the extents: {io:?}");
+    assert_eq!(round(2000.0, 3200.0, false).0, None, "it wipes: whose waiting that is cannot be told");
+    let (first, io) = round(2000.0, 3200.0, true);
+    let c = told(first).unwrap();
+    // Floor 400, and half of what was above: once for two looks at one sample.
+    assert_eq!((io.ceiling, c.reads, c.writes, c.read_bytes), (Some(1800.0), 1800, 450, 1800 * 4096));
+    let mut may = 1800.0;
+    for _ in 0..20 {
+        let (next, io) = round(3500.0, may, true);
+        may = told(next).unwrap().reads as f64;
+        assert!(may >= io.floor && io.ceiling.unwrap() >= io.floor, "{io:?}");
+    }
+    assert!(may < 600.0, "{may}");
+    for _ in 0..2 {
+        told(round(0.0, may, true).0).unwrap();
+    }
+    assert_eq!(told(round(0.0, may, true).0), None, "the owner rests: lifted, and said so");
+    assert_eq!(round(0.0, 3200.0, true).0, None, "once");
+}
+
+#[test]
+fn a_burst_is_not_held_to_the_lull_in_which_its_volume_was_sampled() {
+    let flow = Flow::default();
+    let borrower: NodeName = "n2".parse().unwrap();
+    let mut news = flow.to_node(&borrower);
+    let all = Observed { load: 5200.0, queue: 32.0, latency: Some(8e-3) };
+    let disks = vec![DiskSample { all, ..sample(5200.0, 3200.0) }];
+    flow.take(&node(), START, Recording { sequence: 1, at_s: START, disks, ..Recording::default() });
+    let mut told = |load: f64, rates: Rates| {
+        let volumes = vec![VolumeSample { volume: VOLUME, load, rates, heat: None }];
+        let at_s = START + load as u64 + 1;
+        flow.take(&borrower, START, Recording { sequence: 1, at_s, volumes, ..Recording::default() });
+        flow.weigh(START, &[facts()]);
+        flow.tell_ceilings(START);
+        match news.try_recv().ok() {
+            Some(ToNode::Ceilings(all)) => all.get(&VOLUME).copied(),
+            other => {
+                assert_eq!(other, None);
+                None
+            }
+        }
+    };
+    assert_eq!(told(0.0, Rates::default()), None);
+    // Writes were not done at all: they may come at once, and the floor is theirs.
+    let few = Rates { reads: 900.0, read_bytes: 900.0 * 4096.0, ..Rates::default() };
+    let c = told(900.0, few).unwrap();
+    assert_eq!((c.writes, c.write_bytes), (400, 400 * 4096), "{c:?}");
 }

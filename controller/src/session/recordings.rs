@@ -1,11 +1,13 @@
-//! What nodes record, as the histories have it. What cannot be understood is left out: it is then unknown.
+//! What nodes record, as the histories have it, and what the histories say to nodes. What cannot be understood is left out: it is
+//! then unknown.
 //!
 //! Must not know: what follows from a sample.
 
 use csi_proto::node as wire;
 use forecast::{DeviceClass, DeviceModel, Growth, HealthReport, Observed, Series};
+use pool::ids::VolumeId;
 
-use crate::flow::{DiskSample, Heat, History, Recording, VolumeSample};
+use crate::flow::{Ceiling, DiskSample, Heat, History, Rates, Recording, ToNode, VolumeSample};
 
 /// Parts of a volume beyond this are nobody's.
 const PARTS: usize = 64;
@@ -49,6 +51,7 @@ fn disk(s: wire::DiskSample) -> Option<DiskSample> {
         read_bytes_s: rate(s.read_bytes_s),
         write_bytes_s: rate(s.write_bytes_s),
         health: s.health.map(health),
+        loans: s.loans.iter().filter_map(|l| Some((l.volume.parse().ok()?, rate(l.load)))).collect(),
     })
 }
 
@@ -60,7 +63,12 @@ fn volume(s: wire::VolumeSample) -> Option<VolumeSample> {
     Some(VolumeSample {
         volume: s.volume.parse().ok()?,
         load: rate(s.load),
-        bytes_s: rate(s.bytes_s),
+        rates: Rates {
+            reads: rate(s.reads),
+            writes: rate(s.writes),
+            read_bytes: rate(s.read_bytes),
+            write_bytes: (rate(s.bytes_s) - rate(s.read_bytes)).max(0.0),
+        },
         heat: (!s.heat.is_empty()).then(|| heat(&s.heat, s.area_bytes)),
     })
 }
@@ -82,6 +90,24 @@ fn history(h: wire::History) -> Option<History> {
         }),
         wire::history::Of::Volume(id) => {
             Some(History::Volume { volume: id.parse().ok()?, series, heat: heat(&h.heat, h.area_bytes) })
+        }
+    }
+}
+
+/// What a node is told.
+pub(super) fn render(news: ToNode) -> wire::controller_message::Message {
+    use wire::controller_message::Message;
+    match news {
+        ToNode::Keep(disks) => {
+            let kept = disks.into_iter().map(|(disk, state)| wire::Kept { disk: disk.to_string(), state });
+            Message::Keep(wire::Keep { disks: kept.collect() })
+        }
+        ToNode::Ceilings(all) => {
+            let one = |(volume, Ceiling { reads, writes, read_bytes, write_bytes })| {
+                let volume = VolumeId::to_string(&volume);
+                wire::Ceiling { volume, reads, writes, read_bytes, write_bytes }
+            };
+            Message::Ceilings(wire::Ceilings { volumes: all.into_iter().map(one).collect() })
         }
     }
 }

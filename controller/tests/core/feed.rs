@@ -2,6 +2,7 @@
 //! histories is the test's, leases are told by the clock.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +15,7 @@ use controller::{
     core::{Core, CoreConfig},
     fault::Fault,
     flow::{
-        DiskSample, Heat, Recording, VolumeSample,
+        DiskSample, Heat, Rates, Recording, VolumeSample,
         moves::{Moves, Pace, Round},
         sweep,
     },
@@ -97,6 +98,7 @@ impl Feed {
                     class: DeviceClass::Ssd,
                     all: Observed { load: *load, queue: 0.5, latency: Some(2e-4) },
                     lent: 0.0,
+                    loans: BTreeMap::new(),
                     read_bytes_s: 0.0,
                     write_bytes_s: 0.0,
                     health: None,
@@ -106,7 +108,7 @@ impl Feed {
                 let volumes = own.map(|(_, v, io)| VolumeSample {
                     volume: *v,
                     load: *io,
-                    bytes_s: 0.0,
+                    rates: Rates::default(),
                     heat: heat(*io),
                 });
                 let r = Recording {

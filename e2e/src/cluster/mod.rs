@@ -42,6 +42,8 @@ pub struct Spec {
     pub pool_disks: Option<u8>,
     /// Bytes of each disk.
     pub disk_size: u64,
+    /// I/Os a second that each does at most; `None`: as many as it can.
+    pub disk_iops: Option<u32>,
     /// Bytes of an extent.
     pub extent_size: u64,
     /// Bytes of memory of a node, in MiB.
@@ -68,6 +70,7 @@ impl Default for Spec {
             disks: 1,
             pool_disks: None,
             disk_size: 1 << 30,
+            disk_iops: None,
             extent_size: 4 << 20,
             memory: 640,
             trust_fresh_disks: false,
@@ -133,6 +136,7 @@ impl Cluster {
             .nodes(spec.nodes)
             .disks(spec.disks)
             .disk_size(spec.disk_size)
+            .disk_iops(spec.disk_iops)
             .memory(spec.memory)
             .program(program("weir-node")?);
         if let Some(name) = &spec.persistent {

@@ -54,6 +54,7 @@ pub struct Builder {
     nodes: u8,
     disks: u8,
     disk_size: u64,
+    disk_iops: Option<u32>,
     logical_block_size: u32,
     memory: u32,
     cpus: u8,
@@ -89,6 +90,13 @@ impl Builder {
     #[must_use]
     pub fn disk_size(mut self, bytes: u64) -> Self {
         self.disk_size = bytes;
+        self
+    }
+
+    /// I/Os a second that each pool disk does at most; as many as the host's unless said.
+    #[must_use]
+    pub fn disk_iops(mut self, most: Option<u32>) -> Self {
+        self.disk_iops = most;
         self
     }
 
@@ -194,6 +202,7 @@ impl Builder {
             nodes: self.nodes,
             disks: self.disks,
             disk_size: self.disk_size,
+            disk_iops: self.disk_iops,
             logical_block_size: self.logical_block_size,
             memory: self.memory,
             cpus: self.cpus,
@@ -271,6 +280,7 @@ impl Lab {
             nodes: 3,
             disks: 1,
             disk_size: 4 << 30,
+            disk_iops: None,
             logical_block_size: 512,
             memory: 640,
             cpus: 1,

@@ -114,10 +114,11 @@ fn shares(qemu: &mut Command, config: &Config, kernel: &Kernel, lab: &Path, dir:
 fn disks(qemu: &mut Command, config: &Config, number: u8) {
     qemu.args(["-drive", "file=state.img,if=none,id=state,format=raw,cache=unsafe,discard=unmap"]);
     qemu.args(["-device", &format!("virtio-blk-pci,drive=state,serial={}", names::STATE_SERIAL)]);
+    let slow = config.disk_iops.map(|n| format!(",throttling.iops-total={n}")).unwrap_or_default();
     for disk in 0..config.disks {
         let file = disk_file(disk);
         qemu.arg("-drive").arg(format!(
-            "file={file},if=none,id=d{disk},format=raw,cache=writeback,aio=threads,discard=unmap,detect-zeroes=unmap"
+            "file={file},if=none,id=d{disk},format=raw,cache=writeback,aio=threads,discard=unmap,detect-zeroes=unmap{slow}"
         ));
         qemu.arg("-device").arg(format!(
             "virtio-blk-pci,drive=d{disk},serial={},logical_block_size={bs},physical_block_size={bs}",

@@ -23,6 +23,9 @@ pub struct Config {
     pub disks: u8,
     /// Bytes of each pool disk.
     pub disk_size: u64,
+    /// I/Os a second that each of them does at most.
+    #[serde(default)]
+    pub disk_iops: Option<u32>,
     /// The pool disks' logical block size: 512 or 4096.
     pub logical_block_size: u32,
     /// MiB of memory a node.

@@ -2,25 +2,33 @@
 
 use anyhow::{Result, ensure};
 
-use super::{Case, check_pattern, write_pattern};
+use super::{Case, Run, check_pattern, write_pattern};
 use crate::cluster::{
     Cluster,
     clients::{NewVolume, Use},
 };
 
 pub(super) const CASES: &[Case] = &[
-    Case { name: "basic/local", about: "a volume beside its node, written and read back", run: local },
+    Case {
+        name: "basic/local",
+        about: "a volume beside its node, written and read back",
+        run: Run::On(local),
+    },
     Case {
         name: "basic/borrow",
         about: "a volume larger than any node, written from one and read from another",
-        run: borrow,
+        run: Run::On(borrow),
     },
     Case {
         name: "basic/filesystems",
         about: "ext4 and xfs made, filled, grown while mounted",
-        run: filesystems,
+        run: Run::On(filesystems),
     },
-    Case { name: "basic/wipe", about: "a deleted volume's extents read as zeros to the next one", run: wipe },
+    Case {
+        name: "basic/wipe",
+        about: "a deleted volume's extents read as zeros to the next one",
+        run: Run::On(wipe),
+    },
 ];
 
 fn local(c: &Cluster) -> Result<()> {

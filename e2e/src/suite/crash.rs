@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tonic::Status;
 
 use super::{
-    Case,
+    Case, Run,
     basic::too_large_for_one,
     check_pattern,
     migrate::{BLOCK, read_block, write_block},
@@ -28,28 +28,32 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "crash/claim",
         about: "the controller dies while it takes a new node and its disks in",
-        run: claim,
+        run: Run::Alone(claim),
     },
     Case {
         name: "crash/volume",
         about: "the controller dies while a volume is made, attached, grown, detached, deleted and wiped",
-        run: volume,
+        run: Run::On(volume),
     },
     Case {
         name: "crash/migrate",
         about: "the controller dies at each step of a live migration",
-        run: migrate,
+        run: Run::On(migrate),
     },
-    Case { name: "crash/abort", about: "the controller dies while a migration is given up", run: abort },
+    Case {
+        name: "crash/abort",
+        about: "the controller dies while a migration is given up",
+        run: Run::On(abort),
+    },
     Case {
         name: "crash/source-leaves",
         about: "the controller dies as the source of a cut-over that waits for a lender gives up",
-        run: source_leaves,
+        run: Run::On(source_leaves),
     },
     Case {
         name: "crash/evict",
         about: "the controller dies while a dead node's volume is fenced and given to another",
-        run: evict,
+        run: Run::On(evict),
     },
 ];
 
@@ -95,7 +99,7 @@ fn kill_at_each(c: &Cluster, points: &[&str]) -> Result<()> {
     c.kill_controller()
 }
 
-fn claim(_: &Cluster) -> Result<()> {
+fn claim() -> Result<()> {
     // Disks are claimed once: this needs a cluster of its own.
     let c = Cluster::boot(Spec { nodes: 1, disk_size: 256 << 20, ..Spec::default() })?;
     c.start_plugin(1, None)?;

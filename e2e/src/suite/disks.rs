@@ -12,7 +12,7 @@ use serde_json::Value;
 use tonic::Code;
 
 use super::{
-    Case, check_pattern,
+    Case, Run, check_pattern,
     verifier::{Verifier, retry},
     write_pattern,
 };
@@ -28,22 +28,22 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "disks/torn-label",
         about: "one damaged copy of a label is repaired; with both damaged the disk is refused until they are back",
-        run: torn_label,
+        run: Run::On(torn_label),
     },
     Case {
         name: "disks/foreign",
         about: "disks with a file system, partitions or LVM are never claimed, and it says why",
-        run: foreign,
+        run: Run::Alone(foreign),
     },
     Case {
         name: "disks/io-errors",
         about: "a disk that returns errors is reported; other disks and the plugin go on",
-        run: |_| sick(Illness::Errors),
+        run: Run::Alone(|| sick(Illness::Errors)),
     },
     Case {
         name: "disks/hang",
         about: "a disk that hangs is reported; other disks and the plugin go on, and so does it once it answers",
-        run: |_| sick(Illness::Hang),
+        run: Run::Alone(|| sick(Illness::Hang)),
     },
 ];
 
@@ -179,7 +179,7 @@ fn single(disks: u8, pool_disks: u8, extra: &[&str]) -> Result<Cluster> {
     })
 }
 
-fn foreign(_: &Cluster) -> Result<()> {
+fn foreign() -> Result<()> {
     let c = single(4, 4, &[])?;
     let node = c.node(1);
     node.run_ok(&format!("mkfs.ext4 -q {}", node.disk(0)))?;

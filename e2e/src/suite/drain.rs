@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use super::{
-    Case,
+    Case, Run,
     moves::wait_copying,
     verifier::{hosts, wait_alive},
     vm,
@@ -27,7 +27,7 @@ use crate::{
 pub(super) const CASES: &[Case] = &[Case {
     name: "moves/drain-vm",
     about: "`weir drain` of the node that a live VM's volume lies on; controller, consumer and lender die in the middle",
-    run: drain,
+    run: Run::On(drain),
 }];
 
 /// Long enough that everybody dies in the middle of the copy, which begins anew each time.
@@ -44,7 +44,7 @@ fn weir(c: &Cluster, words: &[&str]) -> Result<Command> {
 }
 
 /// What it answers.
-fn ask(c: &Cluster, words: &[&str]) -> Result<String> {
+pub(super) fn ask(c: &Cluster, words: &[&str]) -> Result<String> {
     let out = weir(c, words)?.output().context("start weir")?;
     let said = String::from_utf8_lossy(&out.stdout).into_owned();
     ensure!(out.status.success(), "weir {}: {said}{}", words.join(" "), String::from_utf8_lossy(&out.stderr));

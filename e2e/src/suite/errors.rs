@@ -7,7 +7,7 @@ use csi_proto::csi::{
 };
 use tonic::Code;
 
-use super::{Case, verifier::refused};
+use super::{Case, Run, verifier::refused};
 use crate::cluster::{
     Cluster,
     clients::{NewVolume, Use, publish_path},
@@ -17,19 +17,23 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "errors/parameters",
         about: "volumes that cannot be are refused, with the reason",
-        run: parameters,
+        run: Run::On(parameters),
     },
     Case {
         name: "errors/room",
         about: "a volume too large is refused with what is missing where",
-        run: room,
+        run: Run::On(room),
     },
     Case {
         name: "errors/in-use",
         about: "what is in use is neither deleted nor given away, and the holder is named",
-        run: in_use,
+        run: Run::On(in_use),
     },
-    Case { name: "errors/order", about: "calls in the wrong order, or on what does not exist", run: order },
+    Case {
+        name: "errors/order",
+        about: "calls in the wrong order, or on what does not exist",
+        run: Run::On(order),
+    },
 ];
 
 /// A volume that nobody could object to.

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use tonic::Code;
 
 use super::{
-    Case,
+    Case, Run,
     basic::too_large_for_one,
     check_pattern,
     migrate::{BLOCK, read_block, write_block},
@@ -30,47 +30,47 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "faults/lender-killed",
         about: "I/O queues while a lender is dead, and goes on when it is back; nothing acknowledged is lost",
-        run: lender_killed,
+        run: Run::On(lender_killed),
     },
     Case {
         name: "faults/consumer-killed",
         about: "a dead consumer's volume goes to another node once its lease is over",
-        run: consumer_killed,
+        run: Run::On(consumer_killed),
     },
     Case {
         name: "faults/consumer-killed-with-extents",
         about: "a volume that lies on its dead consumer waits for it, and says so",
-        run: consumer_killed_with_extents,
+        run: Run::On(consumer_killed_with_extents),
     },
     Case {
         name: "faults/partitioned-control",
         about: "cut off from the controller I/O goes on; another node takes over behind the lenders' fences",
-        run: |c| taken_over(c, "cut-control", Link::Control),
+        run: Run::On(|c| taken_over(c, "cut-control", Link::Control)),
     },
     Case {
         name: "faults/partitioned-both",
         about: "cut off from everyone a consumer queues; what it queued never arrives once it is evicted",
-        run: |c| taken_over(c, "cut-both", Link::Both),
+        run: Run::On(|c| taken_over(c, "cut-both", Link::Both)),
     },
     Case {
         name: "faults/partitioned-storage",
         about: "cut off from its lenders a consumer queues, stays the holder, and goes on",
-        run: partitioned_storage,
+        run: Run::On(partitioned_storage),
     },
     Case {
         name: "faults/controller-dies-while-held",
         about: "a held write outlives the controller, and is done by the next one",
-        run: |c| held_without_controller(c, "held-controller", Duration::ZERO),
+        run: Run::On(|c| held_without_controller(c, "held-controller", Duration::ZERO)),
     },
     Case {
         name: "faults/lender-dies-while-held",
         about: "a held write waits for a lender that died, and is done when it is back",
-        run: lender_dies_while_held,
+        run: Run::On(lender_dies_while_held),
     },
     Case {
         name: "faults/long-hold",
         about: "a write that is held for long (WEIR_LAB_HOLD seconds, else 75) is done in the end",
-        run: long_hold,
+        run: Run::On(long_hold),
     },
 ];
 

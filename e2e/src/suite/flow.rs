@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    Case,
+    Case, Run,
     verifier::{Verifier, hosts, wait_held},
 };
 use crate::{
@@ -26,17 +26,17 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "moves/recall",
         about: "a lender's owner eats into its reserve: what it lent leaves, under verified I/O, until the reserve is whole",
-        run: recall,
+        run: Run::Alone(recall),
     },
     Case {
         name: "moves/spill-home",
         about: "an overloaded disk gives extents away, and they come home once the load has gone",
-        run: spill_home,
+        run: Run::Alone(spill_home),
     },
     Case {
         name: "moves/gravity",
         about: "a volume that has migrated gets its extents to where it is",
-        run: gravity,
+        run: Run::Alone(gravity),
     },
 ];
 
@@ -88,7 +88,7 @@ fn says(c: &Cluster, id: &str, words: &str) -> Result<()> {
     Ok(())
 }
 
-fn recall(_: &Cluster) -> Result<()> {
+fn recall() -> Result<()> {
     // Three disks of 1 GiB, 256 MiB of each are its owner's.
     let c = cluster("recall", 256 << 20)?;
     let borrower = c.csi().create(&new("borrower", 1200, Use::Block))?;
@@ -113,7 +113,7 @@ fn recall(_: &Cluster) -> Result<()> {
     v.finish().map(drop)
 }
 
-fn spill_home(_: &Cluster) -> Result<()> {
+fn spill_home() -> Result<()> {
     let mut moving = Spec::still();
     for (key, value) in [
         ("spill", json!(true)),
@@ -148,7 +148,7 @@ fn spill_home(_: &Cluster) -> Result<()> {
     v.finish().map(drop)
 }
 
-fn gravity(_: &Cluster) -> Result<()> {
+fn gravity() -> Result<()> {
     let c = cluster("gravity", 0)?;
     call_disks_flash(&c)?;
     let id = c.csi().create(&new("gravity", 96, Use::SharedBlock))?;

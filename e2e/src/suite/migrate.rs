@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Case, basic::too_large_for_one, check_pattern, write_pattern};
+use super::{Case, Run, basic::too_large_for_one, check_pattern, write_pattern};
 use crate::{
     cluster::{
         Cluster, PATIENCE,
@@ -14,22 +14,26 @@ use crate::{
 };
 
 pub(super) const CASES: &[Case] = &[
-    Case { name: "migrate/commit", about: "the target's first write is the switch-over", run: commit },
-    Case { name: "migrate/abort", about: "the target goes, the source never noticed", run: abort },
+    Case {
+        name: "migrate/commit",
+        about: "the target's first write is the switch-over",
+        run: Run::On(commit),
+    },
+    Case { name: "migrate/abort", about: "the target goes, the source never noticed", run: Run::On(abort) },
     Case {
         name: "migrate/conflict",
         about: "a source that still writes wins, the target's write fails",
-        run: conflict,
+        run: Run::On(conflict),
     },
     Case {
         name: "migrate/silent",
         about: "a target that never writes is promoted when the source goes",
-        run: silent,
+        run: Run::On(silent),
     },
     Case {
         name: "migrate/discard",
         about: "a discard as the first thing on the target is held and done",
-        run: discard,
+        run: Run::On(discard),
     },
 ];
 

@@ -1,4 +1,5 @@
-//! What is tested on a real cluster: each case is a function that gets a running cluster and leaves it as it found it.
+//! What is tested on a real cluster: each case is a function that gets a running cluster and leaves it as it found it, or has one of
+//! its own.
 
 mod basic;
 mod crash;
@@ -29,7 +30,16 @@ pub struct Case {
     /// What it shows, in one line.
     pub about: &'static str,
     /// Runs it.
-    pub run: fn(&Cluster) -> Result<()>,
+    pub run: Run,
+}
+
+/// How a test runs.
+#[derive(Clone, Copy)]
+pub enum Run {
+    /// On a cluster that others use before and after it.
+    On(fn(&Cluster) -> Result<()>),
+    /// On one of its own, while no other is there: an idle one costs half a processor.
+    Alone(fn() -> Result<()>),
 }
 
 /// Cases that take long and show what others show piece by piece: they run when they are named.
@@ -42,7 +52,7 @@ impl Case {
     }
 }
 
-/// All cases, in the order in which they run.
+/// All cases, in the order in which they run: those that share a cluster first.
 pub fn cases() -> Vec<Case> {
     let mut all = vec![];
     all.extend_from_slice(basic::CASES);
@@ -56,6 +66,7 @@ pub fn cases() -> Vec<Case> {
     {
         all.extend_from_slice(more);
     }
+    all.sort_by_key(|c| matches!(c.run, Run::Alone(_)));
     all
 }
 

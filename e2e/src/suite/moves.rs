@@ -8,7 +8,7 @@ use serde_json::Value;
 use tonic::Code;
 
 use super::{
-    Case, check_pattern,
+    Case, Run, check_pattern,
     crash::die_at,
     verifier::{Verifier, hosts, retry, third, wait_alive, wait_held},
     write_pattern,
@@ -23,29 +23,29 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "moves/live",
         about: "a disk is emptied under verified I/O, striped and linear; nothing new goes there",
-        run: live,
+        run: Run::On(live),
     },
     Case {
         name: "moves/idle",
         about: "a node is emptied of a volume that nobody uses, and a user gets it at once",
-        run: idle,
+        run: Run::On(idle),
     },
     Case {
         name: "moves/migrate",
         about: "a live migration in the middle of a move: the move yields, and nothing is lost",
-        run: migrate,
+        run: Run::On(migrate),
     },
     Case {
         name: "moves/target-dies",
         about: "the host of the new place dies in the middle: I/O goes on, and the move goes elsewhere",
-        run: target_dies,
+        run: Run::On(target_dies),
     },
     Case {
         name: "moves/plugin-dies",
         about: "the consumer's plugin dies in the middle of a move and comes back",
-        run: plugin_dies,
+        run: Run::On(plugin_dies),
     },
-    Case { name: "moves/crash", about: "the controller dies at every step of a move", run: crash },
+    Case { name: "moves/crash", about: "the controller dies at every step of a move", run: Run::On(crash) },
 ];
 
 /// The pool disk of a node.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Case,
+    Case, Run,
     basic::too_large_for_one,
     verifier::{Verifier, lender, wait_alive},
 };
@@ -23,22 +23,22 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "restart/plugin",
         about: "weir-node killed and started again under I/O, on consumer and lender: no error, same tables",
-        run: plugin,
+        run: Run::On(plugin),
     },
     Case {
         name: "restart/controller",
         about: "the controller killed and started again under I/O: no error, same tables",
-        run: controller,
+        run: Run::On(controller),
     },
     Case {
         name: "restart/plugin-during-stage",
         about: "weir-node killed at each of its crash points; the call made again succeeds",
-        run: during_stage,
+        run: Run::On(during_stage),
     },
     Case {
         name: "restart/reboot",
         about: "after a reboot a lender exports nothing before the controller has confirmed it",
-        run: reboot,
+        run: Run::On(reboot),
     },
 ];
 

@@ -4,15 +4,15 @@ use std::{collections::BTreeSet, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
-use super::Case;
+use super::{Case, Run};
 use crate::{
     cluster::{Cluster, Spec},
     lab::{cache, tools},
 };
 
 pub(super) const CASES: &[Case] = &[
-    Case { name: "sanity/block", about: "csi-sanity v5.4.0 on raw block volumes", run: block },
-    Case { name: "sanity/mount", about: "csi-sanity v5.4.0 on mounted volumes", run: mount },
+    Case { name: "sanity/block", about: "csi-sanity v5.4.0 on raw block volumes", run: Run::On(block) },
+    Case { name: "sanity/mount", about: "csi-sanity v5.4.0 on mounted volumes", run: Run::On(mount) },
 ];
 
 const MODULE: &str = "github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.4.0";
@@ -29,8 +29,8 @@ pub fn on_kubernetes() -> Result<()> {
         let spec = Spec { kubeconfig: Some(plane.kubeconfig().to_owned()), ..Spec::default() };
         plane.kubectl_with(&["apply", "-f", "-"], &spec.pool().to_string())?;
         let c = Cluster::start(spec)?;
-        let done = CASES.iter().try_for_each(|case| {
-            (case.run)(&c)?;
+        let done = ["block", "mount"].iter().try_for_each(|kind| {
+            sanity(&c, kind)?;
             super::tidy(&c)
         });
         done.with_context(|| c.logs())

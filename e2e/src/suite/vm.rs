@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Case, basic::too_large_for_one};
+use super::{Case, Run, basic::too_large_for_one};
 use crate::{
     cluster::{
         Cluster,
@@ -17,9 +17,13 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "vm/migrate",
         about: "a VM moves to another node and back, verifying all the time",
-        run: migrate,
+        run: Run::On(migrate),
     },
-    Case { name: "vm/abort", about: "its migration is given up: it goes on at the source", run: abort },
+    Case {
+        name: "vm/abort",
+        about: "its migration is given up: it goes on at the source",
+        run: Run::On(abort),
+    },
 ];
 
 /// Steps of the guest that show it goes on.

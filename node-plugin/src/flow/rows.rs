@@ -76,6 +76,8 @@ pub(super) struct DiskSample {
     pub(super) class: DiskClass,
     pub(super) all: Observed,
     pub(super) lent: f64,
+    /// Of it, what each volume did.
+    pub(super) loans: BTreeMap<VolumeId, f64>,
     pub(super) read_bytes_s: f64,
     pub(super) write_bytes_s: f64,
     pub(super) health: Option<(HealthLog, u64)>,
@@ -86,7 +88,11 @@ pub(super) struct DiskSample {
 pub(super) struct VolumeSample {
     pub(super) volume: VolumeId,
     pub(super) load: f64,
-    pub(super) bytes_s: f64,
+    /// A second.
+    pub(super) reads: f64,
+    pub(super) writes: f64,
+    pub(super) read_bytes: f64,
+    pub(super) bytes: f64,
     /// Where its areas were looked at.
     pub(super) heat: Option<Heat>,
 }
@@ -161,12 +167,14 @@ impl DiskRow {
         let (seconds, was) = since(&before, mono)?;
         let done = work(was, &seen.stat, seconds)?;
         let all = done.observed(class)?;
-        let one = |(key, now): (&(VolumeId, u64), &DiskStat)| {
+        let mut loans = BTreeMap::new();
+        for (key, now) in &self.slices {
             // A slice that is new has done all of it since.
             let was = lent_before.get(key).copied().unwrap_or_default();
-            work(&was, now, seconds).and_then(|w| w.observed(class)).map_or(0.0, |o| o.load)
-        };
-        let lent = self.slices.iter().map(one).sum::<f64>().min(all.load);
+            let load = work(&was, now, seconds).and_then(|w| w.observed(class)).map_or(0.0, |o| o.load);
+            *loans.entry(key.0).or_default() += load;
+        }
+        let lent = loans.values().sum::<f64>().min(all.load);
         self.series.record(at_s, all.load - lent);
         self.model.observe(at_s, all);
         Some(DiskSample {
@@ -174,6 +182,7 @@ impl DiskRow {
             class: seen.class,
             all,
             lent,
+            loans,
             read_bytes_s: done.read_bytes / seconds,
             write_bytes_s: done.write_bytes / seconds,
             health: self.health.zip(self.errors_before),
@@ -200,7 +209,15 @@ impl VolumeRow {
         let done = work(was, &now, seconds)?;
         let load = done.observed(DeviceClass::Ssd)?.load;
         self.series.record(at_s, load);
-        Some(VolumeSample { volume, load, bytes_s: (done.read_bytes + done.write_bytes) / seconds, heat })
+        Some(VolumeSample {
+            volume,
+            load,
+            reads: done.reads / seconds,
+            writes: done.writes / seconds,
+            read_bytes: done.read_bytes / seconds,
+            bytes: (done.read_bytes + done.write_bytes) / seconds,
+            heat,
+        })
     }
 
     /// Lets the heat follow what the areas did since the last look at them.

@@ -2,6 +2,7 @@
 
 use csi_proto::node as proto;
 use kernel::nvme::HealthLog;
+use pool::ids::VolumeId;
 
 use super::rows::{DiskSample, Heat, Rows, VolumeSample};
 
@@ -36,7 +37,12 @@ fn disk(s: DiskSample) -> proto::DiskSample {
         read_bytes_s: narrow(s.read_bytes_s),
         write_bytes_s: narrow(s.write_bytes_s),
         health: s.health.map(health),
+        loans: s.loans.into_iter().map(loan).collect(),
     }
+}
+
+fn loan((volume, load): (VolumeId, f64)) -> proto::LoanSample {
+    proto::LoanSample { volume: volume.to_string(), load: narrow(load) }
 }
 
 fn volume(s: VolumeSample) -> proto::VolumeSample {
@@ -44,9 +50,12 @@ fn volume(s: VolumeSample) -> proto::VolumeSample {
     proto::VolumeSample {
         volume: s.volume.to_string(),
         load: narrow(s.load),
-        bytes_s: narrow(s.bytes_s),
+        bytes_s: narrow(s.bytes),
         heat: ios,
         area_bytes: part_bytes,
+        reads: narrow(s.reads),
+        writes: narrow(s.writes),
+        read_bytes: narrow(s.read_bytes),
     }
 }
 

@@ -280,6 +280,13 @@ impl Session {
                         r.keep(k);
                     }
                 }
+                Ok(Some(proto::ControllerMessage {
+                    message: Some(proto::controller_message::Message::Ceilings(c)),
+                })) => {
+                    if let Some(l) = &self.config.limits {
+                        l.bound(convert::ceilings(&c));
+                    }
+                }
                 // A second welcome, or a message of a later version.
                 Ok(Some(_)) => {}
                 Ok(None) => return SessionError::Closed,

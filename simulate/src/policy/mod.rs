@@ -4,10 +4,8 @@
 //! scored.
 
 mod place;
-mod planner;
 mod reactive;
-
-pub use planner::{Foresight, Outlook};
+mod weir;
 
 use crate::cluster::{Cluster, Loads};
 
@@ -150,32 +148,25 @@ pub struct Run<'a> {
     loads: &'a Loads,
     /// Where everything lies now.
     pub layout: Layout,
-    planner: Option<planner::Planner<'a>>,
+    weir: Option<weir::Weir<'a>>,
 }
 
 impl<'a> Run<'a> {
     /// Places everything, knowing the hours before `hour`.
     #[must_use]
-    pub fn new(
-        policy: Policy,
-        cluster: &'a Cluster,
-        loads: &'a Loads,
-        outlook: &'a Outlook,
-        hour: usize,
-        seed: u64,
-    ) -> Self {
+    pub fn new(policy: Policy, cluster: &'a Cluster, loads: &'a Loads, hour: usize, seed: u64) -> Self {
         let mut layout = Layout::empty(cluster);
         let foresight = match policy {
-            Policy::Weir => Some(Foresight::Forecast),
-            Policy::Oracle => Some(Foresight::Perfect),
+            Policy::Weir => Some(weir::Foresight::Forecast),
+            Policy::Oracle => Some(weir::Foresight::Perfect),
             _ => None,
         };
-        let mut planner = foresight.map(|f| planner::Planner::new(f, cluster, loads, outlook, hour));
-        match &mut planner {
-            Some(planner) => planner.place(&mut layout),
+        let mut weir = foresight.map(|f| weir::Weir::new(f, cluster, loads, hour));
+        match &mut weir {
+            Some(weir) => weir.place(&mut layout),
             None => place::place(policy, cluster, &mut layout, seed),
         }
-        Self { policy, cluster, loads, layout, planner }
+        Self { policy, cluster, loads, layout, weir }
     }
 
     /// Lets the VMs that migrate in this hour do so, and then the policy decide.
@@ -186,8 +177,8 @@ impl<'a> Run<'a> {
         if self.policy == Policy::Reactive && hour.is_multiple_of(reactive::EVERY_H) {
             reactive::rebalance(self.cluster, self.loads, &mut self.layout, hour);
         }
-        if let Some(planner) = &mut self.planner {
-            planner.hour(&mut self.layout, hour);
+        if let Some(weir) = &mut self.weir {
+            weir.hour(&mut self.layout, hour);
         }
     }
 }
