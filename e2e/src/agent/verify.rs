@@ -326,7 +326,10 @@ mod tests {
         // Not every slot has had its turn on a busy machine.
         let written = found.iter().position(|c| matches!(c, Content::Block(_))).unwrap();
         let in_it = written as u64 * ((1 << 20) / 8) + 100;
-        File::options().write(true).open(at("disk")).unwrap().write_all_at(b"x", in_it).unwrap();
+        let disk = File::options().read(true).write(true).open(at("disk")).unwrap();
+        let mut byte = [0];
+        disk.read_exact_at(&mut byte, in_it).unwrap();
+        disk.write_all_at(&[!byte[0]], in_it).unwrap();
         let found = read(&ReadArgs { device: at("disk"), slots: 8 }).unwrap();
         assert!(report.allows(written as u64, &found[written]).is_err());
         fs::write(at("stop"), "").unwrap();
