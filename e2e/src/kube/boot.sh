@@ -67,6 +67,8 @@ evictionHard: {memory.available: 20Mi, nodefs.available: 0%, imagefs.available: 
 nodeStatusUpdateFrequency: 5s
 nodeStatusReportFrequency: 60s
 nodeLeaseDurationSeconds: 12
+# Fifty pods at once take the runtime longer than the usual two minutes here, and what was given up is begun again.
+runtimeRequestTimeout: 15m
 X
 say files
 containerd --config /etc/containerd/config.toml >>/host/log/containerd.log 2>&1 &

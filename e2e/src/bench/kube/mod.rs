@@ -27,8 +27,8 @@ use driver::{Flavour, NODE};
 use report::{Machine, Report};
 use watch::Watch;
 
-/// How long a round may take.
-const LIMIT: Duration = Duration::from_secs(1200);
+/// How long each step of a round may take: fifty pods at once are a quarter of an hour for an emulated node of one processor.
+const LIMIT: Duration = Duration::from_secs(3600);
 
 /// What to run, and where the results go.
 #[derive(Debug, Clone, clap::Args)]
@@ -39,6 +39,9 @@ pub struct Options {
     /// Few rounds and no fifty at once: to see that all works, not for numbers.
     #[arg(long)]
     quick: bool,
+    /// Only so many at once (1, 10 or 50; repeat for several), and no counting of writes.
+    #[arg(long, value_name = "N", value_parser = one_of_the_steps)]
+    parallel: Vec<usize>,
     /// Measure on a cluster that `./dev kube up` started, and leave it running.
     #[arg(long, value_name = "NAME")]
     on: Option<String>,
@@ -52,19 +55,37 @@ struct Step {
     flavours: &'static [Flavour],
 }
 
+/// All that there is to measure. Fifty file systems at once say what ten do, and cost an emulated node ten minutes.
+const STEPS: [Step; 3] = [
+    Step { parallel: 1, rounds: 5, flavours: &Flavour::ALL },
+    Step { parallel: 10, rounds: 2, flavours: &Flavour::ALL },
+    Step { parallel: 50, rounds: 1, flavours: &[Flavour::Weir, Flavour::Floor] },
+];
+
+fn one_of_the_steps(text: &str) -> Result<usize, String> {
+    let known = STEPS.map(|s| s.parallel);
+    match text.parse() {
+        Ok(n) if known.contains(&n) => Ok(n),
+        _ => Err(format!("one of {known:?}")),
+    }
+}
+
 impl Options {
     fn steps(&self) -> Vec<Step> {
-        let step = |parallel, rounds| Step { parallel, rounds, flavours: &Flavour::ALL };
-        if self.quick {
-            return vec![step(1, 1), step(10, 1)];
-        }
-        // Fifty file systems at once say what ten do, and cost an emulated node ten minutes.
-        vec![step(1, 5), step(10, 2), Step { flavours: &[Flavour::Weir, Flavour::Floor], ..step(50, 1) }]
+        let wanted = |s: &Step| {
+            if self.parallel.is_empty() { !self.quick || s.parallel <= 10 } else { self.parallel.contains(&s.parallel) }
+        };
+        let rounds = |s: Step| Step { rounds: if self.quick { 1 } else { s.rounds }, ..s };
+        STEPS.into_iter().filter(wanted).map(rounds).collect()
     }
 
     /// Volumes of which the API server's writes are counted.
     fn counted(&self) -> usize {
-        if self.quick { 5 } else { 25 }
+        match (self.parallel.is_empty(), self.quick) {
+            (false, _) => 0,
+            (true, true) => 5,
+            (true, false) => 25,
+        }
     }
 }
 
@@ -92,25 +113,31 @@ pub fn run(options: &Options) -> Result<()> {
             cluster
         }
     };
-    let done = measure(&cluster, options);
+    let mut report = Report::of(Machine::of(&cluster)?);
+    let done = measure(&cluster, options, &mut report);
     let cleaned = driver::remove(&cluster);
-    let report = done?;
-    cleaned?;
+    // What was measured before something failed is not lost.
+    report.sum_up();
     print!("{}", report.render());
     if let Some(file) = &options.json {
         let text = serde_json::to_string_pretty(&report)?;
         fs::write(file, text + "\n").with_context(|| format!("write {}", file.display()))?;
     }
-    Ok(())
+    done.and(cleaned)
 }
 
-fn measure(c: &KubeCluster, options: &Options) -> Result<Report> {
+fn measure(c: &KubeCluster, options: &Options, report: &mut Report) -> Result<()> {
     driver::install(c)?;
     let watch = Watch::start(c)?;
-    let mut report = Report::of(Machine::of(c)?);
     // The first pod of a node is slower than all others.
     for flavour in Flavour::ALL {
         round(c, &watch, flavour, "warm", 1)?;
+    }
+    if options.counted() > 0 {
+        for flavour in [Flavour::Weir, Flavour::Floor] {
+            eprintln!("counting the writes of {} volumes: {flavour}", options.counted());
+            report.api_writes.insert(flavour.as_str(), count(c, &watch, flavour, options.counted())?);
+        }
     }
     for step in options.steps() {
         for n in 0..step.rounds {
@@ -120,15 +147,11 @@ fn measure(c: &KubeCluster, options: &Options) -> Result<Report> {
                 eprintln!("{} at once, round {} of {}: {flavour}", step.parallel, n + 1, step.rounds);
                 let times = round(c, &watch, flavour, &format!("r{n}"), step.parallel)?;
                 report.add(flavour, step.parallel, &times);
+                eprintln!("{}", report.render());
             }
         }
     }
-    for flavour in [Flavour::Weir, Flavour::Floor] {
-        eprintln!("counting the writes of {} volumes: {flavour}", options.counted());
-        report.api_writes.insert(flavour.as_str(), count(c, &watch, flavour, options.counted())?);
-    }
-    report.sum_up();
-    Ok(report)
+    Ok(())
 }
 
 /// The whole life of some volumes at once.
@@ -232,7 +255,8 @@ fn pod(flavour: Flavour, name: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {
-            "restartPolicy": "Never",
+            // An emulated node with fifty pods to start gives up on one now and then: that is waited for, and counts.
+            "restartPolicy": "OnFailure",
             "automountServiceAccountToken": false,
             // A pod's own network is set up by several programs and has nothing to do with its volume.
             "hostNetwork": true,
@@ -244,4 +268,33 @@ fn pod(flavour: Flavour, name: &str) -> Value {
             ],
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[test]
+    fn what_is_asked_for_is_measured() {
+        let steps = |args: &[&str]| {
+            let words = ["x"].iter().chain(args);
+            Command::try_parse_from(words).map(|c| {
+                let steps = c.options.steps().iter().map(|s| (s.parallel, s.rounds)).collect::<Vec<_>>();
+                (steps, c.options.counted())
+            })
+        };
+        assert_eq!(steps(&[]).unwrap(), (vec![(1, 5), (10, 2), (50, 1)], 25));
+        assert_eq!(steps(&["--quick"]).unwrap(), (vec![(1, 1), (10, 1)], 5));
+        assert_eq!(steps(&["--parallel", "50", "--parallel", "1"]).unwrap(), (vec![(1, 5), (50, 1)], 0));
+        let error = steps(&["--parallel", "7"]).err().unwrap().to_string();
+        assert!(error.contains("one of [1, 10, 50]"), "{error}");
+    }
 }

@@ -123,8 +123,10 @@ impl Report {
             });
             table.add_row(row);
         }
-        let mut text =
-            format!("{table}\n\nwrites to the API server for one volume, from its claim to its end\n");
+        let mut text = format!("{table}\n");
+        if !self.api_writes.is_empty() {
+            text += "\nwrites to the API server for one volume, from its claim to its end\n";
+        }
         for (driver, writes) in &self.api_writes {
             let list: Vec<String> = writes.iter().map(|(k, n)| format!("{k} {n:.1}")).collect();
             let sum: f64 = writes.values().sum();
