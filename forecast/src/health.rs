@@ -2,9 +2,11 @@
 //!
 //! Invariants: what is not said is not held against it; only what is said is. Must not know where it was read.
 
-/// What NVMe SMART or SCSI log pages say; `None` for what a device does not say.
+/// What NVMe SMART, SCSI log pages or SATA's SMART say; `None` for what a device does not say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct HealthReport {
+    /// It expects to fail soon, by its own thresholds.
+    pub fails: Option<bool>,
     /// NVMe's critical warning bits.
     pub critical_warning: Option<u8>,
     /// Spare blocks left, in percent.
@@ -24,6 +26,8 @@ pub struct HealthReport {
 /// Why a device is not fit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
+    /// It expects to fail soon.
+    Fails,
     /// It warns.
     CriticalWarning {
         /// NVMe's bits.
@@ -54,6 +58,7 @@ pub enum Fault {
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
+            Self::Fails => f.write_str("the disk says that it will fail soon"),
             Self::CriticalWarning { bits } => write!(f, "the device gives a critical warning (0x{bits:02x})"),
             Self::SpareLow { percent } => write!(f, "only {percent} % of its spare blocks are left"),
             Self::WornOut { percent } => write!(f, "{percent} % of its endurance is used"),
@@ -79,5 +84,6 @@ pub fn fault(report: &HealthReport, errors_before: u64) -> Option<Fault> {
     let media = (new > 0).then_some(Fault::MediaErrors { new });
     let hot = report.temperature_c.zip(report.temperature_limit_c);
     let hot = hot.filter(|(is, limit)| is >= limit).map(|(celsius, _)| Fault::Hot { celsius });
-    critical.or(media).or(spare).or(worn).or(hot)
+    let fails = report.fails.filter(|fails| *fails).map(|_| Fault::Fails);
+    fails.or(critical).or(media).or(spare).or(worn).or(hot)
 }

@@ -178,6 +178,10 @@ fn who_cannot_lend_says_why() {
         (Facts { sampled_s: None, ..facts() }, Reason::NeverSampled),
         (Facts { sampled_s: Some(NOW_S - 61), ..facts() }, Reason::Stale { age_s: 61 }),
         (
+            health(HealthReport { fails: Some(true), critical_warning: Some(4), ..none }),
+            Reason::Unhealthy(Fault::Fails),
+        ),
+        (
             health(HealthReport { critical_warning: Some(4), ..none }),
             Reason::Unhealthy(Fault::CriticalWarning { bits: 4 }),
         ),

@@ -12,9 +12,11 @@ pub mod deadline;
 pub mod devno;
 pub mod dm;
 pub mod error;
+pub mod health;
 pub mod mount;
 pub mod nvme;
 pub mod nvmet;
+pub mod scsi;
 mod sysfs;
 pub mod uevent;
 

@@ -12,12 +12,14 @@ mod rows;
 mod wire;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use csi_proto::node as proto;
+use pool::ids::DiskId;
 use tokio::sync::watch;
 use tracing::warn;
 
@@ -48,6 +50,10 @@ pub struct Recorder {
 struct State {
     rows: Rows,
     sequence: u64,
+    /// Disks that were asked for their health when that was last asked.
+    asked: BTreeSet<DiskId>,
+    /// There are others by now.
+    unasked: bool,
 }
 
 fn unix_s() -> u64 {
@@ -67,7 +73,7 @@ impl Recorder {
                 Rows::default()
             }
         };
-        let state = Mutex::new(State { rows, sequence: 0 });
+        let state = Mutex::new(State { rows, sequence: 0, asked: BTreeSet::new(), unasked: false });
         Arc::new(Self { file, state, news: watch::Sender::new(None) })
     }
 
@@ -93,11 +99,13 @@ impl Recorder {
                 _ = ticks.tick() => {}
                 _ = stop.wait_for(|s| *s) => break,
             }
-            let wants = Wants { areas: n % AREAS_EVERY == 0, health: n % HEALTH_EVERY == 0 };
+            let health = n % HEALTH_EVERY == 0 || self.lock().unasked;
+            let wants = Wants { areas: n % AREAS_EVERY == 0, health };
             let (eye, me) = (eye.clone(), self.clone());
             let save = n % SAVE_EVERY == SAVE_EVERY - 1;
             let one = move || -> Result<(), String> {
                 let look = eye.look(wants).map_err(|e| e.to_string())?;
+                me.note_asked(wants, &look);
                 me.take(begun.elapsed(), unix_s(), look);
                 if save { me.save().map_err(|e| e.to_string()) } else { Ok(()) }
             };
@@ -119,6 +127,15 @@ impl Recorder {
             Ok(Err(e)) => warn!(error = %e, "the histories of the last minutes are not written down"),
             Err(e) => warn!(error = %e, "the histories of the last minutes are not written down"),
         }
+    }
+
+    /// A disk that has just come is asked for its health at the next look, not minutes later.
+    fn note_asked(&self, wants: Wants, look: &look::Look) {
+        let mut s = self.lock();
+        if wants.health {
+            s.asked = look.disks.keys().copied().collect();
+        }
+        s.unasked = look.disks.keys().any(|d| !s.asked.contains(d));
     }
 
     /// Takes one look in and makes it news.

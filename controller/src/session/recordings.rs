@@ -30,6 +30,7 @@ fn class(class: wire::DiskClass) -> DeviceClass {
 fn health(h: wire::Health) -> (HealthReport, u64) {
     let byte = |n: Option<u32>| n.map(|n| u8::try_from(n).unwrap_or(u8::MAX));
     let report = HealthReport {
+        fails: h.fails,
         critical_warning: byte(h.critical_warning),
         spare_percent: byte(h.spare_percent),
         spare_threshold_percent: byte(h.spare_threshold_percent),

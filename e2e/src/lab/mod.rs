@@ -55,6 +55,7 @@ pub struct Builder {
     disks: u8,
     disk_size: u64,
     disk_iops: Option<u32>,
+    sata_disks: bool,
     logical_block_size: u32,
     memory: u32,
     cpus: u8,
@@ -97,6 +98,13 @@ impl Builder {
     #[must_use]
     pub fn disk_iops(mut self, most: Option<u32>) -> Self {
         self.disk_iops = most;
+        self
+    }
+
+    /// Pool disks are SATA disks, six at most, of which nodes know once they have loaded ahci and sd_mod; virtio disks unless said.
+    #[must_use]
+    pub fn sata_disks(mut self, sata: bool) -> Self {
+        self.sata_disks = sata;
         self
     }
 
@@ -203,6 +211,7 @@ impl Builder {
             disks: self.disks,
             disk_size: self.disk_size,
             disk_iops: self.disk_iops,
+            sata_disks: self.sata_disks,
             logical_block_size: self.logical_block_size,
             memory: self.memory,
             cpus: self.cpus,
@@ -281,6 +290,7 @@ impl Lab {
             disks: 1,
             disk_size: 4 << 30,
             disk_iops: None,
+            sata_disks: false,
             logical_block_size: 512,
             memory: 640,
             cpus: 1,

@@ -120,11 +120,14 @@ fn disks(qemu: &mut Command, config: &Config, number: u8) {
         qemu.arg("-drive").arg(format!(
             "file={file},if=none,id=d{disk},format=raw,cache=writeback,aio=threads,discard=unmap,detect-zeroes=unmap{slow}"
         ));
-        qemu.arg("-device").arg(format!(
-            "virtio-blk-pci,drive=d{disk},serial={},logical_block_size={bs},physical_block_size={bs}",
-            names::disk_serial(number, disk),
-            bs = config.logical_block_size
-        ));
+        let serial = names::disk_serial(number, disk);
+        qemu.arg("-device").arg(if config.sata_disks {
+            // The machine has an AHCI controller of six ports.
+            format!("ide-hd,drive=d{disk},bus=ide.{disk},serial={serial}")
+        } else {
+            let bs = config.logical_block_size;
+            format!("virtio-blk-pci,drive=d{disk},serial={serial},logical_block_size={bs},physical_block_size={bs}")
+        });
     }
 }
 

@@ -26,6 +26,9 @@ pub struct Config {
     /// I/Os a second that each of them does at most.
     #[serde(default)]
     pub disk_iops: Option<u32>,
+    /// They are SATA disks; else virtio's.
+    #[serde(default)]
+    pub sata_disks: bool,
     /// The pool disks' logical block size: 512 or 4096.
     pub logical_block_size: u32,
     /// MiB of memory a node.

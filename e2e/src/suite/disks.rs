@@ -13,12 +13,13 @@ use tonic::Code;
 
 use super::{
     Case, Run, check_pattern,
+    drain::ask,
     verifier::{Verifier, retry},
     write_pattern,
 };
 use crate::{
     cluster::{
-        Cluster, Spec,
+        Cluster, PATIENCE, Spec,
         clients::{NewVolume, Use},
     },
     lab::Node,
@@ -34,6 +35,11 @@ pub(super) const CASES: &[Case] = &[
         name: "disks/foreign",
         about: "disks with a file system, partitions or LVM are never claimed, and it says why",
         run: Run::Alone(foreign),
+    },
+    Case {
+        name: "disks/sata",
+        about: "a SATA disk is claimed, bears a volume, and says how it is",
+        run: Run::Alone(sata),
     },
     Case {
         name: "disks/io-errors",
@@ -82,7 +88,7 @@ fn torn_label(c: &Cluster) -> Result<()> {
     wait_disk(c, "n3", "serving again after copy A was damaged", |state| state == "serving")?;
     check_volume(c, &id)?;
     let mut header = vec![0; MAGIC.len()];
-    crate::wait::until("copy A to be repaired", crate::cluster::PATIENCE, || {
+    crate::wait::until("copy A to be repaired", PATIENCE, || {
         image.read_exact_at(&mut header, COPY_A)?;
         Ok((header == MAGIC).then_some(()))
     })?;
@@ -253,6 +259,32 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
+fn sata() -> Result<()> {
+    const MIB: u64 = 64;
+    let c = Cluster::boot(Spec { nodes: 1, disk_size: 512 << 20, sata_disks: true, ..Spec::default() })?;
+    let node = c.node(1);
+    node.run_ok("modprobe -a ahci sd_mod")?;
+    c.start_controller(None)?;
+    c.start_plugin(1, None)?;
+    c.wait_for_disks()?;
+    let path = c.survey()?["disks"][0]["path"].as_str().map(str::to_owned);
+    let path = path.filter(|p| p.starts_with("/dev/sd")).context("no SATA disk was claimed")?;
+    let bytes = MIB << 20;
+    let new = NewVolume { name: "v", bytes, usage: Use::Block, beside: Some("n1"), parameters: &[] };
+    let id = c.csi().create(&new)?;
+    let device = c.node_csi(1)?.attach(&id, Use::Block)?;
+    write_pattern(node, &device, MIB, 17)?;
+    check_pattern(node, &device, MIB, 17)?;
+    let target = format!("n1:{path}");
+    let said = crate::wait::until("its health", PATIENCE, || {
+        let said: Value = serde_json::from_str(&ask(&c, &["-o", "json", "forecast", &target])?)?;
+        Ok(said["health"].as_str().filter(|h| !h.is_empty()).map(str::to_owned))
+    })?;
+    println!("   {target}: {said}");
+    ensure!(said == "well", "an emulated disk is well, always: {said}");
+    Ok(())
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Illness {
     Errors,
@@ -320,7 +352,7 @@ fn sick(illness: Illness) -> Result<()> {
     fall_ill(node, illness)?;
     match illness {
         Illness::Errors => {
-            crate::wait::until("errors on the sick disk", crate::cluster::PATIENCE, || {
+            crate::wait::until("errors on the sick disk", PATIENCE, || {
                 Ok((victim.report()?.errors > 0).then_some(()))
             })?;
         }

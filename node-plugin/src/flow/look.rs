@@ -3,14 +3,14 @@
 //! Invariants: disks are known by the devices that hold them, volumes and slices by their UUIDs: no state of ours is asked.
 //! Must not know: what was seen before.
 
-use std::{collections::BTreeMap, path::Path};
+use std::collections::BTreeMap;
 
 use csi_proto::node::DiskClass;
 use kernel::{
     DevNo,
     block::{BlockDevice, BlockError, DiskStat, parse_diskstats},
     dm::{Control, DmError},
-    nvme::HealthLog,
+    health::Health,
 };
 use pool::{
     ids::{DiskId, VolumeId},
@@ -36,7 +36,7 @@ pub struct DiskLook {
     /// Its counters.
     pub stat: DiskStat,
     /// What it says of its health, where it was asked and answers.
-    pub health: Option<HealthLog>,
+    pub health: Option<Health>,
 }
 
 /// Everything at one moment.
@@ -144,11 +144,7 @@ fn disk_look(dev: DevNo, name: &str, stat: DiskStat, health: bool) -> Result<Opt
             Err(e) => return Err(e.into()),
         }
     };
-    let health = if health && class == DiskClass::Nvme {
-        // Emulated ones and old ones refuse: what is not said is not held against them.
-        HealthLog::read(&Path::new("/dev").join(name)).ok()
-    } else {
-        None
-    };
+    // Emulated ones and old ones refuse: what is not said is not held against them.
+    let health = health.then(|| Health::read(name).ok()).flatten();
     Ok(Some(DiskLook { class, stat, health }))
 }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use csi_proto::node::DiskClass;
 use forecast::{DeviceClass, DeviceModel, Observed, Series, Shape, Work};
-use kernel::{block::DiskStat, nvme::HealthLog};
+use kernel::{block::DiskStat, health::Health};
 use pool::{
     ids::{DiskId, VolumeId},
     units::SECTOR,
@@ -39,7 +39,7 @@ pub(super) struct DiskRow {
     /// The owner's own load.
     pub(super) series: Series,
     pub(super) model: DeviceModel,
-    pub(super) health: Option<HealthLog>,
+    pub(super) health: Option<Health>,
     /// Media errors when it was first asked.
     pub(super) errors_before: Option<u64>,
     /// The controller's.
@@ -80,7 +80,7 @@ pub(super) struct DiskSample {
     pub(super) loans: BTreeMap<VolumeId, f64>,
     pub(super) read_bytes_s: f64,
     pub(super) write_bytes_s: f64,
-    pub(super) health: Option<(HealthLog, u64)>,
+    pub(super) health: Option<(Health, u64)>,
 }
 
 /// What a volume did.
@@ -154,9 +154,9 @@ impl DiskRow {
         seen: DiskLook,
         slices: BTreeMap<(VolumeId, u64), DiskStat>,
     ) -> Option<DiskSample> {
-        if let Some(log) = seen.health {
-            self.errors_before.get_or_insert(log.media_errors);
-            self.health = Some(log);
+        if let Some(said) = seen.health {
+            self.errors_before = self.errors_before.or(said.media_errors);
+            self.health = Some(said);
         }
         let class = class_of(seen.class);
         if self.model.class() != class {
@@ -185,7 +185,7 @@ impl DiskRow {
             loans,
             read_bytes_s: done.read_bytes / seconds,
             write_bytes_s: done.write_bytes / seconds,
-            health: self.health.zip(self.errors_before),
+            health: self.health.map(|said| (said, self.errors_before.unwrap_or(0))),
         })
     }
 }

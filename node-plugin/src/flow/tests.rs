@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kernel::{block::DiskStat, nvme::HealthLog};
+use kernel::{block::DiskStat, health::Health};
 use pool::ids::{DiskId, VolumeId};
 
 use super::{
@@ -80,19 +80,12 @@ fn what_went_back_or_away_is_no_sample() {
 #[test]
 fn histories_survive_and_are_sent_in_parts() {
     let t = tempfile::tempdir().unwrap();
-    let health = HealthLog {
-        critical_warning: 0,
-        temperature_c: 40,
-        spare_percent: 100,
-        spare_threshold_percent: 10,
-        used_percent: 1,
-        media_errors: 3,
-    };
+    let health = Health { temperature_c: Some(40), ..Health::default() };
     {
         let r = Recorder::open(t.path());
         for n in 0..400 {
             let mut l = look(1000 * n, 100 * n);
-            l.disks.get_mut(&DISK).unwrap().health = Some(HealthLog { media_errors: 3 + n, ..health });
+            l.disks.get_mut(&DISK).unwrap().health = Some(Health { media_errors: Some(3 + n), ..health });
             for v in 0..200 {
                 l.volumes.insert(VolumeId::from_u128(1000 + v), reads(n * (v as u64 + 1)));
             }

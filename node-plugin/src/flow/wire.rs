@@ -1,7 +1,7 @@
 //! Samples and histories as messages. Must not know: what they are used for.
 
 use csi_proto::node as proto;
-use kernel::nvme::HealthLog;
+use kernel::health::Health;
 use pool::ids::VolumeId;
 
 use super::rows::{DiskSample, Heat, Rows, VolumeSample};
@@ -9,14 +9,15 @@ use super::rows::{DiskSample, Heat, Rows, VolumeSample};
 /// Bytes of histories in one message: far below what gRPC takes, so that heartbeats get through between them.
 const PART: usize = 128 << 10;
 
-fn health((log, before): (HealthLog, u64)) -> proto::Health {
+fn health((said, before): (Health, u64)) -> proto::Health {
     proto::Health {
-        critical_warning: Some(log.critical_warning.into()),
-        spare_percent: Some(log.spare_percent.into()),
-        spare_threshold_percent: Some(log.spare_threshold_percent.into()),
-        used_percent: Some(log.used_percent.into()),
-        media_errors: Some(log.media_errors),
-        temperature_c: Some(log.temperature_c.into()),
+        fails: said.fails,
+        critical_warning: said.critical_warning.map(u32::from),
+        spare_percent: said.spare_percent.map(u32::from),
+        spare_threshold_percent: said.spare_threshold_percent.map(u32::from),
+        used_percent: said.used_percent.map(u32::from),
+        media_errors: said.media_errors,
+        temperature_c: said.temperature_c.map(i32::from),
         media_errors_before: before,
     }
 }
