@@ -44,7 +44,7 @@ pub struct Config {
     pub lease: Lease,
     /// Have disks lend what their forecasts allow, rather than all that is free above the pool's reserve. The forecasts
     /// are made and shown either way.
-    #[serde(default)]
+    #[serde(default = "yes")]
     pub lend_by_forecast: bool,
     /// When moves that are worth while are looked for. What may move is said in the pools.
     #[serde(default)]
@@ -313,6 +313,10 @@ fn default_lease_seconds() -> u32 {
 
 fn default_audience() -> String {
     "weir".to_owned()
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn default_driver() -> String {

@@ -2,14 +2,14 @@
 //!
 //! I/O: 0.8 of capability, less the owner's own peak bound, what rebuilding may need, and what is lent already.
 //! Space: the size, less what is used, what the owner may take until lent space would be back (a recall moves every lent
-//! byte) and an hour more, what rebuilding may need, and the watermark.
+//! byte) and an hour more, a fifth of the disk at most, what rebuilding may need, and the watermark.
 //!
 //! Invariants: what was not heard of for a minute, is not fit or does not serve lends nothing; every offer adds up from
 //! its ledger; nothing is ever offered twice. Must not know who asks.
 
 use crate::device::{DeviceModel, Drift};
 use crate::forecaster::Forecaster;
-use crate::growth::Growth;
+use crate::growth::{Growth, share};
 use crate::health::{Fault, HealthReport, fault};
 use crate::number::{or_zero, ratio};
 
@@ -21,6 +21,9 @@ pub const OFFER_S: u64 = 3600;
 pub const USABLE: f64 = 0.8;
 /// How often the owner may need space sooner than the recall is done.
 const GROWTH_RATE: f64 = 0.01;
+/// The most of a disk that is kept for its owner's growth. Where volumes come and go within minutes the bound on growth is
+/// the whole disk, which would then never lend; what an owner takes beyond this is recalled as it takes it.
+const MOST_GROWTH: f64 = 0.2;
 /// Hours beyond the recall itself, until someone has decided on it.
 const RECALL_MARGIN_H: f64 = 1.0;
 /// Longer recalls are not planned with: a week.
@@ -206,7 +209,8 @@ fn space(facts: &Facts, growth: &Growth, ledger: &mut Ledger) -> u64 {
     let hours = ratio(back, or_zero(facts.recall_bytes_s) * 3600.0, LONGEST_RECALL_H);
     // At most a week, far below u32's range.
     ledger.recall_h = (hours + RECALL_MARGIN_H).min(LONGEST_RECALL_H).ceil() as u32;
-    ledger.growth = growth.bound(ledger.recall_h, GROWTH_RATE, facts.size);
+    let most = share(facts.size, MOST_GROWTH);
+    ledger.growth = growth.bound(ledger.recall_h, GROWTH_RATE, facts.size).min(most);
     ledger.free.saturating_sub(ledger.growth).saturating_sub(ledger.kept_bytes)
 }
 

@@ -85,6 +85,7 @@ nodeTokens:
   audience: weir
   serviceAccount: {{ .Release.Namespace }}:{{ include "weir.nodeAccount" . }}
 lease: {{- toYaml .Values.controller.lease | nindent 2 }}
+lendByForecast: {{ .Values.controller.lendByForecast }}
 {{- with .Values.controller.moves }}
 moves: {{- toYaml . | nindent 2 }}
 {{- end }}

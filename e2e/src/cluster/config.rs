@@ -59,6 +59,7 @@ pub(super) fn controller(spec: &Spec, ports: Ports, dir: &Path) -> String {
         },
         // Where a pool has anything move, it is soon.
         "moves": {"settle": "5s", "every": "2s"},
+        "lendByForecast": spec.lend_by_forecast,
         "tls": {"ca": tls.join("ca.crt"), "cert": tls.join("controller.crt"), "key": tls.join("controller.key")},
     });
     if let Some(kubeconfig) = &spec.kubeconfig {

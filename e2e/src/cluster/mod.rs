@@ -44,6 +44,8 @@ pub struct Spec {
     pub disk_size: u64,
     /// I/Os a second that each does at most; `None`: as many as it can.
     pub disk_iops: Option<u32>,
+    /// They are SATA disks; else virtio's.
+    pub sata_disks: bool,
     /// Bytes of an extent.
     pub extent_size: u64,
     /// Bytes of memory of a node, in MiB.
@@ -52,6 +54,9 @@ pub struct Spec {
     pub trust_fresh_disks: bool,
     /// What moves by itself in the pool (`moving` of a StoragePool).
     pub moving: Value,
+    /// Disks lend what is forecast. Otherwise all that is free: most tests fill disks to the last extent, and how much they
+    /// took in the hour before is not what they are about.
+    pub lend_by_forecast: bool,
     /// Bytes of each disk that are kept for its own node.
     pub reserve: u64,
     /// Devices that the pool takes beside the lab's disks, of kinds that it leaves out otherwise (a loop device).
@@ -71,10 +76,12 @@ impl Default for Spec {
             pool_disks: None,
             disk_size: 1 << 30,
             disk_iops: None,
+            sata_disks: false,
             extent_size: 4 << 20,
             memory: 640,
             trust_fresh_disks: false,
             moving: Self::still(),
+            lend_by_forecast: false,
             reserve: 0,
             extra_devices: Vec::new(),
             persistent: None,
@@ -137,6 +144,7 @@ impl Cluster {
             .disks(spec.disks)
             .disk_size(spec.disk_size)
             .disk_iops(spec.disk_iops)
+            .sata_disks(spec.sata_disks)
             .memory(spec.memory)
             .program(program("weir-node")?);
         if let Some(name) = &spec.persistent {

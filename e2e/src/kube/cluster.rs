@@ -349,6 +349,8 @@ fn values(disks: u8) -> Value {
             "provisioner": {"image": {"pullPolicy": "Never"}, "capacityPollInterval": "10s"},
             "resizer": {"image": {"pullPolicy": "Never"}},
         },
+        // Tests fill disks to the last extent, and tests before them have come and gone within the hour.
+        "controller": {"lendByForecast": false},
         "node": {"storageNetwork": {"interface": "eth1"}},
         "storagePools": [{
             "name": "default",

@@ -48,7 +48,13 @@ fn cluster(cause: &str, reserve: u64) -> Result<Cluster> {
     {
         moving[key] = value;
     }
-    Cluster::start(Spec { moving, reserve, trust_fresh_disks: true, ..Spec::default() })
+    Cluster::start(Spec {
+        moving,
+        reserve,
+        trust_fresh_disks: true,
+        lend_by_forecast: true,
+        ..Spec::default()
+    })
 }
 
 /// Emulated disks call themselves turning: of such a one that is new and idle no load of a test is expected, and nothing goes there.
@@ -124,7 +130,8 @@ fn spill_home() -> Result<()> {
     ] {
         moving[key] = value;
     }
-    let c = Cluster::start(Spec { moving, trust_fresh_disks: true, ..Spec::default() })?;
+    let c =
+        Cluster::start(Spec { moving, trust_fresh_disks: true, lend_by_forecast: true, ..Spec::default() })?;
     call_disks_flash(&c)?;
     let id = c.csi().create(&new("spill", 128, Use::Block))?;
     let dev = c.node_csi(1)?.attach(&id, Use::Block)?;

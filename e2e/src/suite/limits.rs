@@ -166,7 +166,13 @@ fn first_borrowed(c: &Cluster, id: &str, home: u8) -> Result<u64> {
 
 fn owner_first() -> Result<()> {
     // The disks are what is scarce, not the emulated processors.
-    let spec = Spec { nodes: 2, disk_iops: Some(600), trust_fresh_disks: true, ..Spec::default() };
+    let spec = Spec {
+        nodes: 2,
+        disk_iops: Some(600),
+        trust_fresh_disks: true,
+        lend_by_forecast: true,
+        ..Spec::default()
+    };
     let c = &Cluster::start(spec)?;
     let node = c.node(1);
     node.run_ok(&format!("mkdir -p /sys/fs/cgroup/{GROUP}"))?;
