@@ -47,6 +47,12 @@ impl DeviceClass {
         }
     }
 
+    /// The most that so many I/Os and bytes a second cost, whether they are read or written: reference I/Os a second.
+    pub(crate) fn most(self, iops: f64, bytes_s: f64) -> f64 {
+        let c = self.costs();
+        or_zero(iops * c.read.max(c.write) + bytes_s * c.read_byte.max(c.write_byte))
+    }
+
     pub(crate) fn code(self) -> u8 {
         match self {
             Self::Nvme => 0,

@@ -17,6 +17,7 @@ mod number;
 mod offer;
 mod skill;
 mod stored;
+mod strength;
 
 pub use ceilings::{Ceilings, Loan, floor};
 pub use codec::DecodeError;
@@ -29,6 +30,7 @@ pub use health::{Fault, HealthReport, fault};
 pub use history::{Interval, Resolution, SAMPLE_S, Series, Shape, Taken};
 pub use number::GREATEST;
 pub use offer::{Facts, Ledger, OFFER_S, Offer, Reason, STALE_S, USABLE, offer};
+pub use strength::{MOST_OF_ONE, Strength};
 
 /// The horizons that are forecast, in hours.
 pub const HORIZONS_H: [u32; 4] = [1, 4, 12, 24];

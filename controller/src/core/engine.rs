@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use forecast::Strength;
 use pool::{
     access::Facts,
     alloc::Pool,
@@ -77,6 +78,8 @@ pub(super) struct Engine {
     pub(super) term: Term,
     pub(super) specs: BTreeMap<PoolName, PoolSpec>,
     pub(super) pool: Pool,
+    /// What a usual disk of each pool can do, where any is known.
+    pub(super) strengths: BTreeMap<PoolName, Strength>,
     pub(super) volumes: BTreeMap<VolumeId, Volume>,
     /// Active volumes, and those being created, by name.
     pub(super) names: HashMap<String, VolumeId>,
@@ -107,6 +110,7 @@ impl Engine {
             term,
             specs,
             pool: Pool::new(),
+            strengths: BTreeMap::new(),
             volumes: BTreeMap::new(),
             names: HashMap::new(),
             wipes: HashMap::new(),

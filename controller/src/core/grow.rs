@@ -1,13 +1,17 @@
 //! Making volumes and growing them: what is asked for is checked, placed and reserved; extents that a record gives up
 //! are set aside and, once wiped, freed. Must not know: how a place is chosen (`pool::alloc`).
 
+use forecast::MOST_OF_ONE;
 use pool::{
     access::{Access, AccessState},
     alloc::{Refusal, RefusalKind, Request as Placement, Topology},
     ids::{NodeName, PoolName, VolumeId},
-    layout::params::{ClaimRef, Limits, VolumeParams},
+    layout::{
+        Layout,
+        params::{Asked, Limits, MAX_STRIPES, VolumeParams},
+    },
     record::{Lifecycle, VolumeRecord},
-    units::{Bytes, ExtentSize, Extents},
+    units::{Bytes, ExtentSize, Extents, Sectors},
     volume::{Map, Run},
 };
 
@@ -85,17 +89,17 @@ impl Engine {
     pub(super) fn parse_params(
         &self,
         given: impl IntoIterator<Item = (String, String)> + Clone,
-    ) -> Result<(VolumeParams, ClaimRef, Kind), ApiError> {
+    ) -> Result<(Asked, Kind), ApiError> {
         let lenders_given = given.clone().into_iter().any(|(k, _)| k == "maxLenders");
-        let (mut params, claim) = VolumeParams::parse(given).map_err(|e| ApiError::Invalid(e.to_string()))?;
-        let (pool, es) = self.pool_of(&params)?;
+        let mut asked = VolumeParams::parse(given).map_err(|e| ApiError::Invalid(e.to_string()))?;
+        let (pool, es) = self.pool_of(&asked.params)?;
         let kind = Kind { pool: pool.clone(), extent_size: es };
         let default = self.specs.get(&pool).and_then(|s| s.max_lenders);
         if let (false, Some(n)) = (lenders_given, default) {
-            params.max_lenders = n;
+            asked.params.max_lenders = n;
         }
-        params.pool = Some(pool);
-        Ok((params, claim, kind))
+        asked.params.pool = Some(pool);
+        Ok((asked, kind))
     }
 
     /// Makes a volume, or finds the one that the request made before.
@@ -127,11 +131,12 @@ impl Engine {
         }
         let given = request.parameters.iter().chain(&request.mutable_parameters);
         let given: Vec<_> = given.map(|(k, v)| (k.clone(), v.clone())).collect();
-        let (params, claim, Kind { pool, extent_size: es }) = self.parse_params(given)?;
+        let (asked, Kind { pool, extent_size: es }) = self.parse_params(given)?;
         if let Some(v) = self.names.get(&request.name).and_then(|id| self.volumes.get(id)) {
             if v.version.is_none() {
                 return Err(ApiError::Busy(format!("volume {:?} is being created", request.name)));
             }
+            let params = asked.of_one_that_lies(v.record.params.layout);
             return match v.record.difference(&pool, &params, request.required, request.limit) {
                 None => self
                     .info(v.record.id)
@@ -140,7 +145,6 @@ impl Engine {
                 Some(difference) => Err(ApiError::Exists { name: request.name, difference }),
             };
         }
-        let Span { size, limit } = span(es, &params, request.required, request.limit)?;
         let draw = (self.draw)();
         let id = VolumeId::from_u128(draw);
         if self.volumes.contains_key(&id) {
@@ -148,8 +152,15 @@ impl Engine {
         }
         let topology =
             Topology { required: request.topology.requisite, preferred: request.topology.preferred };
-        let plan =
-            self.place(&Placement { limit, topology, seed: draw as u64, ..placement(&params, &pool, size) })?;
+        let need = self.need(&asked, &pool);
+        let (params, plan) = need.first_that_goes(|layout| {
+            let params = VolumeParams { layout, ..asked.params.clone() };
+            let Span { size, limit } = span(es, &params, request.required, request.limit)?;
+            let topology = topology.clone();
+            let ask = Placement { limit, topology, seed: draw as u64, ..placement(&params, &pool, size) };
+            let plan = self.place(&ask)?;
+            Ok((params, plan))
+        })?;
         self.pool.apply(id, &plan).map_err(|e| ApiError::Internal(e.to_string()))?;
         let mut record = VolumeRecord {
             id,
@@ -157,7 +168,7 @@ impl Engine {
             pool,
             extent_size: es,
             params,
-            claim,
+            claim: asked.claim,
             map: plan.map,
             access: AccessState::default(),
             lifecycle: Lifecycle::Active,
@@ -166,8 +177,28 @@ impl Engine {
             history: vec![],
             explanation: Some(plan.explanation),
         };
-        record.note(self.now.unix_ms, "created");
+        record.note(self.now.unix_ms, need.created(record.params.layout));
         Ok(Made::New(Box::new(record), plan.added))
+    }
+
+    /// How a volume may lie.
+    fn need(&self, asked: &Asked, pool: &PoolName) -> Need {
+        let Some(chunk) = asked.by_need else { return Need::Said(asked.params.layout) };
+        let Limits { iops, throughput } = asked.params.limits;
+        let Some(strength) = self.strengths.get(pool) else {
+            return Need::Auto { chunk, width: 1, why: "no disk of the pool is known yet".to_owned() };
+        };
+        let Some(of_one) = strength.of_one(iops, throughput.map(Bytes::get)) else {
+            return Need::Auto { chunk, width: 1, why: "no limit says what it may do".to_owned() };
+        };
+        let width = u32::try_from(strength.width(of_one)).unwrap_or(MAX_STRIPES).min(MAX_STRIPES);
+        let percent = |share: f64| (share * 100.0).round();
+        let why = format!(
+            "its limits let it do {} % of what a usual disk can, and {} % of one is asked for at most",
+            percent(of_one),
+            percent(MOST_OF_ONE)
+        );
+        Need::Auto { chunk, width, why }
     }
 
     pub(super) fn place(&self, request: &Placement) -> Result<pool::alloc::Plan, ApiError> {
@@ -269,6 +300,52 @@ fn is_at_rest(r: &VolumeRecord) -> Result<(), ()> {
     match &r.access.access {
         Access::Detached | Access::Attached { .. } => Ok(()),
         Access::Granting { .. } | Access::Guarded { .. } | Access::CuttingOver { .. } => Err(()),
+    }
+}
+
+/// How a volume may lie.
+enum Need {
+    /// As its class says.
+    Said(Layout),
+    /// Over so many disks, or as many as there is room on.
+    Auto { chunk: Sectors, width: u32, why: String },
+}
+
+impl Need {
+    /// The first layout that goes, the widest first; if none does, why the last one does not.
+    fn first_that_goes<T>(&self, go: impl Fn(Layout) -> Result<T, ApiError>) -> Result<T, ApiError> {
+        let Self::Auto { chunk, width, .. } = *self else { return go(self.wanted()) };
+        let mut stripes = width;
+        while stripes > 1 {
+            if let Ok(gone) = go(Layout::Striped { stripes, chunk }) {
+                return Ok(gone);
+            }
+            stripes /= 2;
+        }
+        go(Layout::Linear)
+    }
+
+    fn wanted(&self) -> Layout {
+        match *self {
+            Self::Said(layout) => layout,
+            Self::Auto { chunk, width: stripes @ 2.., .. } => Layout::Striped { stripes, chunk },
+            Self::Auto { .. } => Layout::Linear,
+        }
+    }
+
+    /// The first line of the history of a volume that lies so.
+    fn created(&self, layout: Layout) -> String {
+        let Self::Auto { width, why, .. } = self else { return "created".to_owned() };
+        let lies = match layout {
+            Layout::Striped { stripes, .. } => format!("striped over {stripes} disks"),
+            other => other.to_string(),
+        };
+        let less = if layout == self.wanted() {
+            String::new()
+        } else {
+            format!("; there is no room for {width} disks")
+        };
+        format!("created, {lies}: {why}{less}")
     }
 }
 

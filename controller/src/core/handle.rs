@@ -3,9 +3,10 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use forecast::Strength;
 use pool::{
     access::Mode,
-    ids::{DiskId, NodeName, Term, VolumeId},
+    ids::{DiskId, NodeName, PoolName, Term, VolumeId},
     layout::{Sharing, params::Limits},
     planner::Proposal,
     units::Bytes,
@@ -52,6 +53,7 @@ pub(super) enum Command {
     Heard { node: NodeName, session: u64, report: Option<Box<Report>> },
     Closed { node: NodeName, session: u64 },
     Offers(Vec<SetOffer>),
+    Strengths(BTreeMap<PoolName, Strength>),
 }
 
 impl Engine {
@@ -103,6 +105,7 @@ impl Engine {
             }
             Command::Closed { node, session } => self.close_session(&node, session),
             Command::Offers(offers) => self.set_offers(offers),
+            Command::Strengths(strengths) => self.set_strengths(strengths),
         }
     }
 
@@ -361,6 +364,14 @@ impl Handle {
     /// The controller is stopping.
     pub async fn set_offers(&self, offers: Vec<SetOffer>) -> Result<(), ApiError> {
         self.commands.send(Command::Offers(offers)).await.map_err(|_| stopping())
+    }
+
+    /// Hands in what a usual disk of each pool can do.
+    ///
+    /// # Errors
+    /// The controller is stopping.
+    pub async fn set_strengths(&self, strengths: BTreeMap<PoolName, Strength>) -> Result<(), ApiError> {
+        self.commands.send(Command::Strengths(strengths)).await.map_err(|_| stopping())
     }
 
     /// How things stand, in numbers.

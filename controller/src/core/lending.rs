@@ -4,8 +4,9 @@
 
 use std::{collections::BTreeMap, ops::Bound};
 
+use forecast::Strength;
 use pool::{
-    ids::{DiskId, VolumeId},
+    ids::{DiskId, PoolName, VolumeId},
     units::Extents,
 };
 
@@ -53,6 +54,11 @@ impl Engine {
             }
         }
         out
+    }
+
+    /// Takes what a usual disk of each pool can do.
+    pub(super) fn set_strengths(&mut self, strengths: BTreeMap<PoolName, Strength>) {
+        self.strengths = strengths;
     }
 
     /// Sets offers in the index, where they are to count, but for disks that were allocated from or freed meanwhile: the next round has those.

@@ -6,7 +6,7 @@ use pool::{
     alloc::Topology,
     disk::{DiskState, Health, NODE_KEY},
     ids::{NodeName, VolumeId},
-    layout::{Layout, Locality, Sharing},
+    layout::{Layout, Locality, Sharing, params::Asked},
     record::{Lifecycle, VolumeRecord},
     units::{Bytes, Extents},
 };
@@ -111,7 +111,7 @@ impl Engine {
         parameters: BTreeMap<String, String>,
         at: Option<Segments>,
     ) -> Result<Capacity, ApiError> {
-        let (params, _, Kind { pool, extent_size }) = self.parse_params(parameters)?;
+        let (Asked { params, .. }, Kind { pool, extent_size }) = self.parse_params(parameters)?;
         let mut request = placement(&params, &pool, Extents::new(1));
         if let Some(at) = at {
             request.home = at.get(NODE_KEY).and_then(|n| n.parse().ok());
@@ -138,7 +138,7 @@ impl Engine {
         parameters: BTreeMap<String, String>,
         size: Bytes,
     ) -> Result<Option<String>, ApiError> {
-        let (params, _, Kind { pool, extent_size }) = self.parse_params(parameters)?;
+        let (Asked { params, .. }, Kind { pool, extent_size }) = self.parse_params(parameters)?;
         let least = extent_size.extents_round_up(size).max(Extents::new(1));
         let Some(extents) = params.layout.round_up(least) else {
             return Ok(Some(format!("{} bytes are beyond what can be addressed", size.get())));
@@ -159,7 +159,8 @@ impl Engine {
             match self.parse_params(parameters) {
                 Err(ApiError::Invalid(why)) => return Ok(Some(why)),
                 Err(e) => return Err(e),
-                Ok((params, _, Kind { pool, .. })) => {
+                Ok((asked, Kind { pool, .. })) => {
+                    let params = asked.of_one_that_lies(v.record.params.layout);
                     if let Some(d) = v.record.difference(&pool, &params, Bytes::ZERO, None) {
                         return Ok(Some(d));
                     }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use forecast::{Facts, HealthReport, Offer, Reason, Resolution};
+use forecast::{Facts, HealthReport, Offer, Reason, Resolution, Strength};
 use pool::{
     alloc,
     disk::DiskClass,
@@ -184,6 +184,17 @@ impl Flow {
         }
         let next = for_index(f, &offer);
         if is_news(f.offer, next) { set(Some(next)) } else { None }
+    }
+
+    /// What a usual disk of each pool can do, of those that were sampled.
+    pub fn strengths(&self, pools: &BTreeMap<PoolName, Vec<DiskId>>) -> BTreeMap<PoolName, Strength> {
+        let s = self.lock();
+        let able = |d: &DiskId| {
+            let row = s.disks.get(d).filter(|r| r.sampled_s.is_some())?;
+            Some((row.model.class(), row.model.capability()))
+        };
+        let of = |disks: &Vec<DiskId>| Strength::median(disks.iter().filter_map(able));
+        pools.iter().filter_map(|(pool, disks)| Some((pool.clone(), of(disks)?))).collect()
     }
 
     /// Forgets disks that the core does not know any more, and volumes of which nothing was heard for a week.

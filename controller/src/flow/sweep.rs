@@ -4,10 +4,12 @@
 //! Must not know: how offers come about.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, SystemTime},
 };
+
+use pool::ids::{DiskId, PoolName};
 
 use super::Flow;
 use crate::{api::ApiError, core::Handle};
@@ -29,10 +31,14 @@ pub fn unix_s() -> u64 {
 /// The core is stopping.
 pub async fn sweep(flow: &Arc<Flow>, core: &Handle, now_s: u64) -> Result<usize, ApiError> {
     let (mut after, mut known, mut set) = (None, BTreeSet::new(), 0);
+    let mut pools: BTreeMap<PoolName, Vec<DiskId>> = BTreeMap::new();
     loop {
         let facts = core.disk_facts(after, CHUNK).await?;
         let Some(last) = facts.last().map(|f| f.disk) else { break };
         known.extend(facts.iter().map(|f| f.disk));
+        for f in facts.iter().filter(|f| f.serving) {
+            pools.entry(f.pool.clone()).or_default().push(f.disk);
+        }
         let flow = flow.clone();
         // The first time forecasts are made of a week of hours: milliseconds a disk, not on the threads of sessions.
         let news = tokio::task::spawn_blocking(move || flow.weigh(now_s, &facts)).await;
@@ -44,6 +50,7 @@ pub async fn sweep(flow: &Arc<Flow>, core: &Handle, now_s: u64) -> Result<usize,
         after = Some(last);
     }
     flow.forget(now_s, &known);
+    core.set_strengths(flow.strengths(&pools)).await?;
     let ceilings = flow.tell_ceilings(now_s);
     if ceilings > 0 {
         tracing::debug!(ceilings, "owners of lent disks wait");

@@ -103,6 +103,30 @@ pub struct ClaimRef {
     pub pv_name: Option<String>,
 }
 
+/// What parameters ask for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asked {
+    /// What they say of the volume; linear where the layout is left to the pool.
+    pub params: VolumeParams,
+    /// For whom it is.
+    pub claim: ClaimRef,
+    /// `layout: auto`: the chunk that the volume has if it is striped.
+    pub by_need: Option<Sectors>,
+}
+
+impl Asked {
+    /// The parameters of a volume that lies so already: where the layout is left to the pool, what it chose is what was
+    /// asked for.
+    #[must_use]
+    pub fn of_one_that_lies(&self, so: Layout) -> VolumeParams {
+        let layout = match (self.by_need, so) {
+            (Some(wanted), Layout::Striped { chunk, .. }) if chunk == wanted => so,
+            _ => self.params.layout,
+        };
+        VolumeParams { layout, ..self.params.clone() }
+    }
+}
+
 /// One thing that is wrong with parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -183,7 +207,7 @@ impl VolumeParams {
     /// Reads what a StorageClass gives: keys and values exactly as spelled in the documents.
     pub fn parse<K: Into<String>, V: Into<String>>(
         params: impl IntoIterator<Item = (K, V)>,
-    ) -> Result<(VolumeParams, ClaimRef), ParamsError> {
+    ) -> Result<Asked, ParamsError> {
         let left = params.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
         let mut bag = Bag { left, problems: Vec::new() };
         let claim = ClaimRef {
@@ -192,7 +216,7 @@ impl VolumeParams {
             pv_name: bag.left.remove(PV_NAME_KEY),
         };
         let pool = parse_pool(&mut bag);
-        let layout = parse_layout(&mut bag);
+        let kind = parse_layout(&mut bag);
         let provisioning = parse_provisioning(&mut bag);
         let locality = bag.word("locality", Locality::SPELLINGS, Locality::parse).unwrap_or_default();
         let lenders_given = bag.left.contains_key("maxLenders");
@@ -203,7 +227,7 @@ impl VolumeParams {
             bag.problem("maxLenders", None, "contradicts locality: require, which allows no lender");
         }
         let sharing = bag.word("sharing", Sharing::SPELLINGS, Sharing::parse).unwrap_or_default();
-        if sharing == Sharing::MultiWriter && layout.is_some_and(|l| l != Layout::Linear) {
+        if sharing == Sharing::MultiWriter && kind.is_some_and(|k| k != Kind::Of(Layout::Linear)) {
             bag.problem("sharing", Some(sharing.as_str()), "only allowed with layout: linear");
         }
         let fs_type = parse_fs_type(&mut bag);
@@ -221,10 +245,14 @@ impl VolumeParams {
         }
         let limits = parse_limits(&mut bag);
         finish(bag, KEYS)?;
-        let layout = layout.unwrap_or_default();
+        let (layout, by_need) = match kind {
+            Some(Kind::Of(layout)) => (layout, None),
+            Some(Kind::ByNeed { chunk }) => (Layout::Linear, Some(chunk)),
+            None => (Layout::default(), None),
+        };
         let params =
             VolumeParams { pool, layout, provisioning, locality, max_lenders, sharing, fs_type, limits };
-        Ok((params, claim))
+        Ok(Asked { params, claim, by_need })
     }
 }
 
@@ -259,19 +287,33 @@ fn parse_pool(bag: &mut Bag) -> Option<PoolName> {
     }
 }
 
+/// What `layout` says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Of(Layout),
+    /// `auto`: as wide as its limits ask for, with such a chunk.
+    ByNeed {
+        chunk: Sectors,
+    },
+}
+
 /// `None` when the layout is wrong, so that what depends on it is not judged against a guess.
-fn parse_layout(bag: &mut Bag) -> Option<Layout> {
-    const ALLOWED: &str = "allowed: linear, striped, wholeDisk";
+fn parse_layout(bag: &mut Bag) -> Option<Kind> {
+    const ALLOWED: &str = "allowed: linear, striped, auto, wholeDisk";
     let word = bag.left.remove("layout");
     let layout = match word.as_deref() {
         None | Some("linear") => Some(Layout::Linear),
         Some("wholeDisk") => Some(Layout::WholeDisk),
+        Some("auto") => {
+            bag.only_with("stripes", "layout: striped; auto finds out by itself");
+            return Some(Kind::ByNeed { chunk: parse_chunk(bag) });
+        }
         Some("striped") => {
             if !bag.left.contains_key("stripes") {
                 bag.problem("stripes", None, format!("needed with layout: striped, from 2 to {MAX_STRIPES}"));
             }
             let stripes = bag.number("stripes", 2, MAX_STRIPES, "").unwrap_or(2);
-            return Some(Layout::Striped { stripes, chunk: parse_chunk(bag) });
+            return Some(Kind::Of(Layout::Striped { stripes, chunk: parse_chunk(bag) }));
         }
         Some(v @ "mirrored") => {
             bag.problem("layout", Some(v), format!("not supported yet; {ALLOWED}"));
@@ -285,14 +327,14 @@ fn parse_layout(bag: &mut Bag) -> Option<Layout> {
     };
     if layout.is_some() {
         bag.only_with("stripes", "layout: striped");
-        bag.only_with("stripeChunk", "layout: striped");
+        bag.only_with("stripeChunk", "layout: striped or auto");
         bag.only_with("replicas", "layout: mirrored, which is not supported yet");
     } else {
         for key in ["stripes", "stripeChunk", "replicas"] {
             bag.left.remove(key);
         }
     }
-    layout
+    layout.map(Kind::Of)
 }
 
 fn parse_chunk(bag: &mut Bag) -> Sectors {
@@ -358,7 +400,7 @@ fn parse_limits(bag: &mut Bag) -> Limits {
 mod tests {
     use super::*;
 
-    fn parse(kv: &[(&str, &str)]) -> Result<(VolumeParams, ClaimRef), ParamsError> {
+    fn parse(kv: &[(&str, &str)]) -> Result<Asked, ParamsError> {
         VolumeParams::parse(kv.iter().copied())
     }
 
@@ -368,12 +410,12 @@ mod tests {
 
     #[test]
     fn nothing_said_means_the_defaults() {
-        assert_eq!(parse(&[]), Ok((VolumeParams::default(), ClaimRef::default())));
+        assert_eq!(parse(&[]), Ok(Asked::default()));
     }
 
     #[test]
     fn everything_said_is_taken() {
-        let (p, c) = parse(&[
+        let Asked { params: p, claim: c, by_need } = parse(&[
             ("pool", "p1"),
             ("layout", "striped"),
             ("stripes", "4"),
@@ -395,6 +437,7 @@ mod tests {
         assert_eq!(p.layout, Layout::Striped { stripes: 4, chunk: Sectors::new(256) });
         assert_eq!((p.locality, p.max_lenders, p.fs_type), (Locality::None, 64, Some(FsType::Xfs)));
         assert_eq!(p.limits, Limits { iops: Some(500), throughput: Some(Bytes::mib(100)) });
+        assert_eq!(by_need, None);
         assert_eq!(c.pvc_namespace.as_deref(), Some("ns"));
     }
 
@@ -447,6 +490,23 @@ mod tests {
         assert_eq!(Limits::parse([("iops", "5")]), Ok(Limits { iops: Some(5), throughput: None }));
         let e = Limits::parse([("layout", "linear")]).expect_err("immutable");
         assert!(e.to_string().contains("no other parameter"), "{e}");
+    }
+
+    #[test]
+    fn what_auto_became_is_what_was_asked_for() {
+        let asked = parse(&[("layout", "auto"), ("stripeChunk", "128Ki")]).expect("valid");
+        let chunk = Sectors::new(256);
+        assert_eq!((asked.params.layout, asked.by_need), (Layout::Linear, Some(chunk)));
+        let as_it_lies = |l| asked.of_one_that_lies(l).layout;
+        for lies in [Layout::Linear, Layout::Striped { stripes: 5, chunk }] {
+            assert_eq!(as_it_lies(lies), lies);
+        }
+        assert_eq!(as_it_lies(Layout::Striped { stripes: 5, chunk: Sectors::new(8) }), Layout::Linear);
+        assert_eq!(as_it_lies(Layout::WholeDisk), Layout::Linear);
+        let linear = parse(&[]).expect("valid");
+        assert_eq!(linear.of_one_that_lies(Layout::Striped { stripes: 5, chunk }).layout, Layout::Linear);
+        assert_eq!(keys(&[("layout", "auto"), ("stripes", "2")]), ["stripes"]);
+        assert_eq!(keys(&[("layout", "auto"), ("sharing", "multiWriter")]), ["sharing"]);
     }
 
     #[test]

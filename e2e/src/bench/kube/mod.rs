@@ -73,7 +73,11 @@ fn one_of_the_steps(text: &str) -> Result<usize, String> {
 impl Options {
     fn steps(&self) -> Vec<Step> {
         let wanted = |s: &Step| {
-            if self.parallel.is_empty() { !self.quick || s.parallel <= 10 } else { self.parallel.contains(&s.parallel) }
+            if self.parallel.is_empty() {
+                !self.quick || s.parallel <= 10
+            } else {
+                self.parallel.contains(&s.parallel)
+            }
         };
         let rounds = |s: Step| Step { rounds: if self.quick { 1 } else { s.rounds }, ..s };
         STEPS.into_iter().filter(wanted).map(rounds).collect()
