@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use forecast::{Facts, HealthReport, Offer, Reason, Resolution, Strength};
+use forecast::{DeviceClass, Facts, HealthReport, Offer, Reason, Resolution};
 use pool::{
     alloc,
     disk::DiskClass,
@@ -186,15 +186,11 @@ impl Flow {
         if is_news(f.offer, next) { set(Some(next)) } else { None }
     }
 
-    /// What a usual disk of each pool can do, of those that were sampled.
-    pub fn strengths(&self, pools: &BTreeMap<PoolName, Vec<DiskId>>) -> BTreeMap<PoolName, Strength> {
+    /// What a disk is and can do, in reference I/Os a second, if it was sampled.
+    pub fn able(&self, disk: DiskId) -> Option<(DeviceClass, f64)> {
         let s = self.lock();
-        let able = |d: &DiskId| {
-            let row = s.disks.get(d).filter(|r| r.sampled_s.is_some())?;
-            Some((row.model.class(), row.model.capability()))
-        };
-        let of = |disks: &Vec<DiskId>| Strength::median(disks.iter().filter_map(able));
-        pools.iter().filter_map(|(pool, disks)| Some((pool.clone(), of(disks)?))).collect()
+        let row = s.disks.get(&disk).filter(|r| r.sampled_s.is_some())?;
+        Some((row.model.class(), row.model.capability()))
     }
 
     /// Forgets disks that the core does not know any more, and volumes of which nothing was heard for a week.

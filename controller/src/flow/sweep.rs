@@ -9,7 +9,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use pool::ids::{DiskId, PoolName};
+use forecast::{DeviceClass, Strength};
+use pool::ids::PoolName;
 
 use super::Flow;
 use crate::{api::ApiError, core::Handle};
@@ -31,18 +32,23 @@ pub fn unix_s() -> u64 {
 /// The core is stopping.
 pub async fn sweep(flow: &Arc<Flow>, core: &Handle, now_s: u64) -> Result<usize, ApiError> {
     let (mut after, mut known, mut set) = (None, BTreeSet::new(), 0);
-    let mut pools: BTreeMap<PoolName, Vec<DiskId>> = BTreeMap::new();
+    let mut pools: BTreeMap<PoolName, Vec<(DeviceClass, f64)>> = BTreeMap::new();
     loop {
         let facts = core.disk_facts(after, CHUNK).await?;
         let Some(last) = facts.last().map(|f| f.disk) else { break };
         known.extend(facts.iter().map(|f| f.disk));
-        for f in facts.iter().filter(|f| f.serving) {
-            pools.entry(f.pool.clone()).or_default().push(f.disk);
-        }
         let flow = flow.clone();
         // The first time forecasts are made of a week of hours: milliseconds a disk, not on the threads of sessions.
-        let news = tokio::task::spawn_blocking(move || flow.weigh(now_s, &facts)).await;
-        let news = news.map_err(|e| ApiError::Internal(format!("offers were not weighed: {e}")))?;
+        let weighed = tokio::task::spawn_blocking(move || {
+            let serving = facts.iter().filter(|f| f.serving);
+            let able: Vec<_> = serving.filter_map(|f| Some((f.pool.clone(), flow.able(f.disk)?))).collect();
+            (flow.weigh(now_s, &facts), able)
+        });
+        let (news, able) =
+            weighed.await.map_err(|e| ApiError::Internal(format!("offers were not weighed: {e}")))?;
+        for (pool, able) in able {
+            pools.entry(pool).or_default().push(able);
+        }
         set += news.len();
         if !news.is_empty() {
             core.set_offers(news).await?;
@@ -50,7 +56,8 @@ pub async fn sweep(flow: &Arc<Flow>, core: &Handle, now_s: u64) -> Result<usize,
         after = Some(last);
     }
     flow.forget(now_s, &known);
-    core.set_strengths(flow.strengths(&pools)).await?;
+    let strengths = pools.into_iter().filter_map(|(pool, able)| Some((pool, Strength::median(able)?)));
+    core.set_strengths(strengths.collect()).await?;
     let ceilings = flow.tell_ceilings(now_s);
     if ceilings > 0 {
         tracing::debug!(ceilings, "owners of lent disks wait");
