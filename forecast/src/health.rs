@@ -5,7 +5,7 @@
 /// What NVMe SMART, SCSI log pages or SATA's SMART say; `None` for what a device does not say.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct HealthReport {
-    /// It expects to fail soon, by its own thresholds.
+    /// It warns by its own thresholds: that it will fail soon, or is out of its bounds.
     pub fails: Option<bool>,
     /// NVMe's critical warning bits.
     pub critical_warning: Option<u8>,
@@ -26,7 +26,7 @@ pub struct HealthReport {
 /// Why a device is not fit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    /// It expects to fail soon.
+    /// It warns by its own thresholds.
     Fails,
     /// It warns.
     CriticalWarning {
@@ -58,7 +58,7 @@ pub enum Fault {
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Fails => f.write_str("the disk says that it will fail soon"),
+            Self::Fails => f.write_str("the disk warns, by its own thresholds"),
             Self::CriticalWarning { bits } => write!(f, "the device gives a critical warning (0x{bits:02x})"),
             Self::SpareLow { percent } => write!(f, "only {percent} % of its spare blocks are left"),
             Self::WornOut { percent } => write!(f, "{percent} % of its endurance is used"),

@@ -7,7 +7,8 @@ use crate::{nvme::HealthLog, scsi::DiskHealth};
 /// What a disk says; `None` for what its kind does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Health {
-    /// It expects to fail soon, by its own thresholds (SMART, SCSI's informational exceptions).
+    /// It warns by its own thresholds: that it will fail soon, or is out of its bounds (SMART, SCSI's
+    /// informational exceptions).
     pub fails: Option<bool>,
     /// NVMe's critical warning bits; 0 when all is well.
     pub critical_warning: Option<u8>,

@@ -64,7 +64,7 @@ const CHECK_CONDITION: u8 = 0x02;
 /// What a disk says; `None` for what it does not say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskHealth {
-    /// It expects to fail soon, by its own thresholds.
+    /// It warns by its own thresholds: that it will fail soon, or is out of its bounds.
     pub fails: Option<bool>,
     /// Endurance used, in percent; at most 255.
     pub used_percent: Option<u8>,

@@ -1,10 +1,11 @@
 //! The benchmarks. Of the data path: what a volume costs beside the bare device, how long a cut-over holds a writer,
-//! how a node fares with 300 volumes. Of a cluster ([`kube`]): what a volume's life takes there. All in one lab and one run
+//! how a node fares with 300 volumes, what a copy costs its volume's user. Of a cluster ([`kube`]): what a volume's life takes there. All in one lab and one run
 //! each, so that what is compared met the same machine.
 //!
 //! Numbers are reported as ratios between devices that were measured in turn; under emulation nothing else means
 //! anything. Must not know: how Weir does what it does. It asks CSI, and reads what the kernel says.
 
+mod copies;
 mod cutover;
 mod density;
 mod fio;
@@ -34,6 +35,8 @@ pub enum Part {
     Cutover,
     /// Many volumes on one node.
     Density,
+    /// What a copy costs who uses the volume.
+    Copies,
 }
 
 /// What to run, and where the results go.
@@ -66,6 +69,7 @@ struct Effort {
     region: u64,
     migrations: u32,
     volumes: u32,
+    copies: u32,
 }
 
 impl Options {
@@ -77,14 +81,22 @@ impl Options {
                 region: 128 << 20,
                 migrations: 4,
                 volumes: 20,
+                copies: 1,
             }
         } else {
-            Effort { rounds: self.rounds, slice_ms: 500, region: 512 << 20, migrations: 20, volumes: 300 }
+            Effort {
+                rounds: self.rounds,
+                slice_ms: 500,
+                region: 512 << 20,
+                migrations: 20,
+                volumes: 300,
+                copies: 6,
+            }
         }
     }
 
     fn parts(&self) -> BTreeSet<Part> {
-        let all = [Part::Path, Part::Cutover, Part::Density];
+        let all = [Part::Path, Part::Cutover, Part::Density, Part::Copies];
         if self.only.is_empty() { all.into() } else { self.only.iter().copied().collect() }
     }
 }
@@ -139,6 +151,9 @@ fn measure(c: &Cluster, effort: Effort, parts: &BTreeSet<Part>) -> Result<report
         let measured = density::run(c, effort.volumes).context("measure many volumes")?;
         out.stage_ms.clone_from(&measured.stage_ms);
         out.density = Some(measured);
+    }
+    if parts.contains(&Part::Copies) {
+        out.copies = Some(copies::run(c, effort.copies).context("measure beside copies")?);
     }
     Ok(out)
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::{
     Effort,
+    copies::{Copies, Felt},
     cutover::Cutover,
     density::Density,
     fio::{Case, Unit},
@@ -94,6 +95,7 @@ pub(super) struct Report {
     pub(super) cutover_more: BTreeMap<String, Cutover>,
     pub(super) stage_ms: Vec<f64>,
     pub(super) density: Option<Density>,
+    pub(super) copies: Option<Copies>,
 }
 
 impl Report {
@@ -115,6 +117,7 @@ impl Report {
             cutover_more: BTreeMap::new(),
             stage_ms: Vec::new(),
             density: None,
+            copies: None,
         })
     }
 }
@@ -139,6 +142,7 @@ pub(super) fn render(r: &Report) -> String {
     part("Borrowed, as share of plain NVMe over TCP", ratio_table(r, Target::NvmeTcp, REMOTE_TARGET));
     part("Cut-over: a write held on the target, in ms", cutover_table(r));
     part("Density", density_table(r));
+    part("Beside a copy of the volume: reads of 4 KiB, as share of those at rest", copies_table(r));
     out
 }
 
@@ -246,6 +250,24 @@ fn density_table(r: &Report) -> Option<Table> {
     Some(out)
 }
 
+fn copies_table(r: &Report) -> Option<Table> {
+    let c = r.copies.as_ref()?;
+    let header = ["a copy that", "reads", "a read takes, p50 / p99", "copied"];
+    let mut out = table(header.map(str::to_owned).to_vec());
+    for (what, sample) in [("is not there", &c.rest), ("gives way", &c.paced), ("hurries", &c.hasty)] {
+        let of = |value: fn(&Felt) -> f64| sample.iter().map(value).collect::<Vec<f64>>();
+        let middle = |value| spread(&of(value)).map_or(f64::NAN, |s| s.median);
+        let rest: Vec<f64> = c.rest.iter().map(|f| f.iops).collect();
+        out.add_row([
+            what.to_owned(),
+            render_spread(spread(&ratios(&of(|f| f.iops), &rest))),
+            format!("{:.0} / {:.0} us", middle(|f| f.p50_us), middle(|f| f.p99_us)),
+            format!("{:.0} MiB/s", middle(|f| f.copied_mib_s)),
+        ]);
+    }
+    Some(out)
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -264,6 +286,10 @@ pub(super) mod tests {
             c.add(t, value * 1010.0, latency);
         }
         c
+    }
+
+    fn felt(iops: f64) -> Felt {
+        Felt { iops, p50_us: 1.0, p99_us: 2.0, copied_mib_s: 3.0 }
     }
 
     pub(in crate::bench) fn report() -> Report {
@@ -285,6 +311,7 @@ pub(super) mod tests {
             cutover_more: BTreeMap::from([("1GiB".to_owned(), cutover)]),
             stage_ms: vec![1.0],
             density: Some(Density::default()),
+            copies: Some(Copies { rest: vec![felt(10.0)], paced: vec![felt(9.0)], hasty: vec![felt(5.0)] }),
         }
     }
 
@@ -322,7 +349,9 @@ pub(super) mod tests {
     fn tables_show_what_there_is() {
         let text = render(&report());
         assert!(text.contains("0.970 (0.970 to 0.970)") && text.contains("missed"));
-        let none = Report { cases: vec![], cutover_more: BTreeMap::new(), density: None, ..report() };
+        assert!(text.contains("0.900 (0.900 to 0.900)") && text.contains("0.500 (0.500 to 0.500)"), "{text}");
+        let none =
+            Report { cases: vec![], cutover_more: BTreeMap::new(), density: None, copies: None, ..report() };
         assert_eq!(render(&none), "");
     }
 }

@@ -36,6 +36,9 @@ enum Command {
         /// MiB of memory a node.
         #[arg(long, default_value_t = 1024)]
         memory: u32,
+        /// Processors a node.
+        #[arg(long, default_value_t = 1)]
+        cpus: u8,
         /// Leave the cluster without Weir.
         #[arg(long)]
         bare: bool,
@@ -64,9 +67,9 @@ enum Command {
 pub(super) fn run(args: Args) -> Result<ExitCode> {
     let name = &args.name;
     match args.command {
-        Command::Up { nodes, disks, memory, bare } => {
+        Command::Up { nodes, disks, memory, cpus, bare } => {
             let start = Instant::now();
-            let spec = Spec { persistent: Some(name.clone()), nodes, disks, memory, ..Spec::default() };
+            let spec = Spec { persistent: Some(name.clone()), nodes, disks, memory, cpus, ..Spec::default() };
             let cluster = KubeCluster::up(&spec)?;
             println!("{nodes} nodes are ready after {:.0} s", start.elapsed().as_secs_f64());
             println!("export KUBECONFIG={}", cluster.plane().kubeconfig().display());

@@ -47,12 +47,14 @@ pub struct Spec {
     pub disk_size: u64,
     /// MiB of memory of a node.
     pub memory: u32,
+    /// Processors of a node.
+    pub cpus: u8,
 }
 
 impl Default for Spec {
-    /// Three nodes with one disk of 2 GiB.
+    /// Three nodes of one processor with one disk of 2 GiB.
     fn default() -> Self {
-        Self { persistent: None, nodes: 3, disks: 1, disk_size: 2 << 30, memory: 1024 }
+        Self { persistent: None, nodes: 3, disks: 1, disk_size: 2 << 30, memory: 1024, cpus: 1 }
     }
 }
 
@@ -79,6 +81,7 @@ impl KubeCluster {
             .disks(spec.disks + 1)
             .disk_size(spec.disk_size)
             .memory(spec.memory)
+            .cpus(spec.cpus)
             .share(SHARE, binaries::dir()?)
             .forward(&format!("tcp:{a}.{b}.{c}.1{{n}}:10250-:10250"));
         if let Some(name) = &spec.persistent {

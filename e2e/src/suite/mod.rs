@@ -11,7 +11,7 @@ mod flow;
 pub mod kube;
 mod limits;
 mod migrate;
-mod moves;
+pub(crate) mod moves;
 mod restart;
 pub mod sanity;
 mod verifier;

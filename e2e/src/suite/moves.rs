@@ -63,13 +63,13 @@ fn drained(s: &Value, n: &str) -> bool {
     rows.peek().is_some() && rows.all(empty) && s["moves"].as_array().is_some_and(Vec::is_empty)
 }
 
-fn wait_drained(c: &Cluster, n: u8) -> Result<()> {
+pub(crate) fn wait_drained(c: &Cluster, n: u8) -> Result<()> {
     let name = c.node(n).name();
     c.wait_survey(&format!("{name} to be empty"), |s| drained(s, &name)).map(drop)
 }
 
 /// Waits until a move of the volume is copying; where to.
-pub(super) fn wait_copying(c: &Cluster, id: &str) -> Result<u8> {
+pub(crate) fn wait_copying(c: &Cluster, id: &str) -> Result<u8> {
     let row = |s: &Value| {
         let mut rows = s["moves"].as_array().into_iter().flatten();
         rows.find(|m| m["volume"] == id && m["filling"] == true && m["copied"].as_u64() > Some(0)).cloned()

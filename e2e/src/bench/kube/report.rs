@@ -16,6 +16,7 @@ pub(super) struct Machine {
     kernel: String,
     host_cpus: usize,
     nodes: usize,
+    node_cpus: u8,
 }
 
 impl Machine {
@@ -25,6 +26,7 @@ impl Machine {
             kernel: c.lab().kernel().to_owned(),
             host_cpus: std::thread::available_parallelism()?.get(),
             nodes: c.lab().nodes().len(),
+            node_cpus: c.lab().config().cpus,
         })
     }
 }
@@ -135,8 +137,8 @@ impl Report {
         }
         let m = &self.machine;
         text + &format!(
-            "\n{} nodes under {}, kernel {}, on {} processors\n",
-            m.nodes, m.accelerator, m.kernel, m.host_cpus
+            "\n{} nodes of {} processors under {}, kernel {}, on a machine of {}\n",
+            m.nodes, m.node_cpus, m.accelerator, m.kernel, m.host_cpus
         )
     }
 }
@@ -147,7 +149,8 @@ mod tests {
 
     #[test]
     fn each_case_has_both_drivers() {
-        let machine = Machine { accelerator: "tcg".into(), kernel: "6.1".into(), host_cpus: 2, nodes: 3 };
+        let machine =
+            Machine { accelerator: "tcg".into(), kernel: "6.1".into(), host_cpus: 2, nodes: 3, node_cpus: 1 };
         let mut r = Report::of(machine);
         let times = |x: f64| Times { bound: vec![x], ready: vec![10.0 * x], deleted: vec![100.0 * x] };
         r.add(Flavour::Floor, 10, &times(1.0));
