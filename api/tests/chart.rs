@@ -67,22 +67,3 @@ fn sidecars_are_pinned_by_version() {
         assert!(tag.starts_with('v') && tag.split('.').count() == 3, "{name}: {tag}");
     }
 }
-
-/// Where there is Helm (`HELM`, or in PATH); `./dev test` does not bring it.
-#[test]
-fn the_plain_manifests_are_the_chart_rendered() {
-    use std::process::Command;
-    let helm = std::env::var_os("HELM").unwrap_or_else(|| "helm".into());
-    if Command::new(&helm).arg("version").output().is_err() {
-        eprintln!("no helm here: deploy/weir.yaml is not compared");
-        return;
-    }
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/render.sh");
-    let out = Command::new(script).arg("--check").output().unwrap();
-    let said = String::from_utf8_lossy(&out.stdout);
-    assert!(
-        out.status.success(),
-        "deploy/weir.yaml: deploy/render.sh\n{said}{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
-}

@@ -43,10 +43,11 @@ struct Step {
     run: fn() -> Result<Tally>,
 }
 
-const STEPS: [Step; 3] = [
+const STEPS: [Step; 4] = [
     Step { name: "format", about: "rustfmt finds nothing to change", run: format },
     Step { name: "lint", about: "clippy finds nothing to warn of", run: lint },
     Step { name: "unit", about: "unit, property, simulation and contract tests", run: unit },
+    Step { name: "manifests", about: "deploy/weir.yaml is the chart rendered", run: manifests },
 ];
 
 /// Steps that only run when they are named: they need Go, and minutes for their first build.
@@ -215,6 +216,16 @@ fn unit() -> Result<Tally> {
     cargo_tests(&["test", "-q", "--workspace", "--no-fail-fast"], &[])
 }
 
+fn manifests() -> Result<Tally> {
+    let helm = kube::ensure(kube::Program::HELM)?;
+    let mut c = Command::new(root()?.join("deploy/render.sh"));
+    let ok = c.arg("--check").env("HELM", helm).status().context("run deploy/render.sh")?.success();
+    if !ok {
+        println!("deploy/weir.yaml is not what deploy/render.sh makes of the chart");
+    }
+    Ok(Tally::one(ok))
+}
+
 /// The tests of the controller that are left out everywhere else, with an API server.
 fn kube_store() -> Result<Tally> {
     kube_tests("kubernetes", &[])
@@ -278,10 +289,13 @@ fn cargo(args: &[&str]) -> Result<Child> {
     cargo_with(args, &[])
 }
 
+fn root() -> Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace's folder")
+}
+
 fn cargo_with(args: &[&str], env: &[(&str, &str)]) -> Result<Child> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace's folder")?;
     let mut c = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
-    c.args(args).envs(env.iter().copied()).current_dir(root).stdin(Stdio::null());
+    c.args(args).envs(env.iter().copied()).current_dir(root()?).stdin(Stdio::null());
     if args[0] == "test" {
         c.stdout(Stdio::piped());
     }

@@ -111,7 +111,7 @@ pub fn run(options: &Options) -> Result<()> {
         None => {
             println!("starting a cluster of three nodes with Weir on it");
             // Fifty volumes of each kind at a time, fifty pods on one node.
-            let spec = Spec { disk_size: 16 << 30, memory: 3072, cpus: 2, ..Spec::default() };
+            let spec = Spec { disk_size: 16 << 30, memory: 3072, ..Spec::default() };
             let cluster = KubeCluster::up(&spec)?;
             cluster.install()?;
             cluster
