@@ -1,4 +1,4 @@
-//! The chart's values, its schema and its README say the same keys. What Helm makes of them is tested where there is Helm.
+//! The chart's values, its schema and its README say the same keys. What Helm makes of them is `./dev test manifests`.
 #![allow(clippy::unwrap_used)]
 
 use std::{collections::BTreeSet, fs, path::Path};
