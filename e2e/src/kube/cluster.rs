@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// How long the cluster may take for anything that no test waits for itself.
-pub const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(600);
 /// The namespace that Weir is installed to.
 pub const WEIR: &str = "weir-system";
 /// The release's name.
