@@ -11,7 +11,12 @@ for d in containerd kubelet cni; do
     mkdir -p /state/$d /var/lib/$d
     mount --bind /state/$d /var/lib/$d
 done
-mkdir -p /state/imported /etc/cni/net.d /etc/containerd
+mkdir -p /etc/cni/net.d /etc/containerd
+if [ ! -e /state/images ]; then
+    tar -xf @images@ -C /var/lib/containerd
+    touch /state/images
+fi
+say images
 sysctl -qw net.ipv4.ip_forward=1 vm.overcommit_memory=1 kernel.panic=10 kernel.panic_on_oops=1
 modprobe -aq br_netfilter overlay nf_conntrack nft_masq nft_chain_nat || true
 # Pods of other nodes are behind these; what leaves for the host goes out under the node's address.
@@ -79,18 +84,10 @@ until ctr version >/dev/null 2>&1; do
     sleep 0.3
 done
 say containerd
-import() {
-    mark=/state/imported/$(basename "$1")
-    if [ ! -e "$mark" ]; then ctr -n k8s.io images import --no-unpack "$1" >/dev/null && touch "$mark"; fi
-}
-import @sandbox_tar@
 @kubelet@ --config=/etc/containerd/kubelet.yaml --kubeconfig=/host/kube/kubelet.kubeconfig \
     --hostname-override=n@number@ --node-ip=@node_ip@ --root-dir=/var/lib/kubelet --v=2 >>/host/log/kubelet.log 2>&1 &
 @proxy@ --kubeconfig=/host/kube/proxy.kubeconfig --hostname-override=n@number@ --proxy-mode=nftables \
     --cluster-cidr=10.244.0.0/16 --conntrack-max-per-core=0 \
     >>/host/log/kube-proxy.log 2>&1 &
 say kubelet
-for tar in @tars@; do import "$tar"; done
-say images
-touch /host/kube/images-done
 wait

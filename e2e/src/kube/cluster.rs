@@ -73,7 +73,7 @@ impl KubeCluster {
     pub fn up(spec: &Spec) -> Result<Self> {
         // The forward's address is 10 and the node's number, written side by side.
         check!((1..=9).contains(&spec.nodes), "a cluster has 1 to 9 nodes");
-        let kit = Kit::new("/lab/bin/images/weir.tar")?;
+        let kit = Kit::new("/lab/bin/images/store.tar")?;
         let loopback = free_loopback()?;
         let [a, b, c, _] = loopback.octets();
         let mut builder = Lab::builder()
@@ -88,7 +88,10 @@ impl KubeCluster {
             builder = builder.name(name).persistent();
         }
         let lab = builder.create()?;
-        images::weir(&lab.dir().join("bin/images"))?;
+        let dir = lab.dir().join("bin/images");
+        let mut all = images::common()?;
+        all.push(images::weir(&dir)?);
+        images::store(&dir.join("store.tar"), &all).context("unpack the images")?;
         let settings = plane::Settings {
             lifetime: lab.config().lifetime,
             nodes: (1..=spec.nodes).map(|n| (names::node(n), kubelet_address(loopback, n))).collect(),
@@ -112,11 +115,6 @@ impl KubeCluster {
         self.introduce().context("make the services of the API server and the name server")?;
         for node in self.lab.nodes() {
             self.wait_node(node, true)?;
-        }
-        for node in self.lab.nodes() {
-            let done = node.dir().join("kube/images-done");
-            wait::until(&format!("images on {}", node.name()), PATIENCE, || Ok(done.exists().then_some(())))
-                .with_context(|| tail(&node.log("boot")))?;
         }
         Ok(())
     }

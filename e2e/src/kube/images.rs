@@ -1,5 +1,5 @@
 //! Container images made on this machine, as the archives that containerd imports: a program, the tools it calls and the
-//! libraries these need, under the paths they have here.
+//! libraries these need, under the paths they have here; and a store that has them unpacked.
 //!
 //! Invariant: an archive under its final name is whole. Must not know: who runs them.
 
@@ -8,17 +8,24 @@ use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use super::binaries::{self, Program, ensure};
-use crate::lab::{
-    program,
-    state::create_private_dir,
-    tools::{find_tool, run_tool},
+use crate::{
+    cluster::tail,
+    lab::{
+        process::{self, Lifetime},
+        program,
+        state::create_private_dir,
+        tools::{find_tool, run_tool},
+    },
+    wait,
 };
 
 /// What sandboxes run, and small pods of tests.
@@ -35,6 +42,23 @@ const TOOLS: [&str; 9] =
     ["blkid", "mkfs.ext4", "mkfs.xfs", "e2fsck", "resize2fs", "xfs_growfs", "modprobe", "kmod", "busybox"];
 /// Folders that a root has even if nothing lies in them.
 const FOLDERS: [&str; 6] = ["tmp", "run", "etc", "proc", "sys", "dev"];
+/// What containerd keeps of images: their content, what it knows of it, and the layers unpacked.
+const STORE: [&str; 3] = [
+    "io.containerd.content.v1.content",
+    "io.containerd.metadata.v1.bolt",
+    "io.containerd.snapshotter.v1.overlayfs",
+];
+/// Of containerd's plugins, those that want more of this machine than its files.
+const NO_USE: [&str; 8] = [
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.images",
+    "io.containerd.cri.v1.runtime",
+    "io.containerd.nri.v1.nri",
+    "io.containerd.snapshotter.v1.btrfs",
+    "io.containerd.snapshotter.v1.devmapper",
+    "io.containerd.snapshotter.v1.zfs",
+    "io.containerd.tracing.processor.v1.otlp",
+];
 
 /// What an image is made of.
 struct Recipe<'a> {
@@ -149,6 +173,49 @@ pub(super) fn weir(dir: &Path) -> Result<PathBuf> {
     Ok(tar)
 }
 
+/// Writes the store of a containerd that has imported and unpacked `images` to the archive `tar`. Nodes begin with it: an
+/// emulated processor takes minutes for what takes seconds here.
+///
+/// # Errors
+/// containerd cannot be built, does not come up, or refuses an image: with the end of its log.
+pub(super) fn store(tar: &Path, images: &[PathBuf]) -> Result<()> {
+    let work = tempfile::tempdir().context("make a folder for containerd")?;
+    let (root, socket, log) = (work.path().join("root"), work.path().join("socket"), work.path().join("log"));
+    let config = work.path().join("config.toml");
+    let text = format!(
+        "version = 3\nroot = {root:?}\nstate = {:?}\ndisabled_plugins = {NO_USE:?}\n[grpc]\naddress = {socket:?}\n",
+        work.path().join("state"),
+    );
+    fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
+    // It mounts what it unpacks: in a space of its own, where every user may.
+    let mut containerd = Command::new(find_tool("unshare")?);
+    containerd
+        .args(["--map-root-user", "--mount"])
+        .arg(ensure(Program::CONTAINERD)?)
+        .arg("--config")
+        .arg(config);
+    let file = fs::File::create(&log).context("make containerd's log")?;
+    containerd.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    let mut containerd = process::start(containerd, Lifetime::Owned)?;
+    let done = fill(&socket, images).with_context(|| tail(&log));
+    let pid = i32::try_from(containerd.id()).ok().and_then(Pid::from_raw).context("containerd's id")?;
+    kill_process(pid, Signal::TERM).context("end containerd")?;
+    containerd.wait().context("wait for containerd's end")?;
+    done?;
+    archive(&root, tar, &STORE)
+}
+
+fn fill(socket: &Path, images: &[PathBuf]) -> Result<()> {
+    let ctr = ensure(Program::CTR)?;
+    let ctr = |args: &[&str]| run_tool(Command::new(&ctr).arg("--address").arg(socket).args(args));
+    wait::until_ok("containerd on this host", Duration::from_secs(120), || ctr(&["version"]).map(drop))?;
+    for image in images {
+        let path = image.to_str().context("an image's path is not text")?;
+        ctr(&["--namespace", "k8s.io", "images", "import", "--snapshotter", "overlayfs", path])?;
+    }
+    Ok(())
+}
+
 /// The libraries of a program, and its loader; none for a static one.
 fn closure(file: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(file).output().context("run ldd")?;
@@ -207,15 +274,18 @@ fn stage(root: &Path, recipe: &Recipe<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Writes parts of a folder to an archive that is the same each time, and nobody's.
+fn archive(from: &Path, to: &Path, parts: &[&str]) -> Result<()> {
+    let same = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner"];
+    let mut tar = Command::new(find_tool("tar")?);
+    run_tool(tar.args(same).arg("-C").arg(from).arg("-cf").arg(to).args(parts)).map(drop)
+}
+
 fn pack(work: &Path, tar: &Path, recipe: &Recipe<'_>) -> Result<()> {
-    let archive = |from: &Path, to: &Path| {
-        let same = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner"];
-        run_tool(Command::new(find_tool("tar")?).args(same).arg("-C").arg(from).arg("-cf").arg(to).arg("."))
-    };
     let content = work.join("content");
     fs::create_dir(&content)?;
     let layer = content.join("layer.tar");
-    archive(&work.join("root"), &layer)?;
+    archive(&work.join("root"), &layer, &["."])?;
     let digest = run_tool(Command::new(find_tool("sha256sum")?).arg(&layer))?;
     let digest = digest.split_whitespace().next().context("sha256sum said nothing")?.to_owned();
     let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -230,7 +300,7 @@ fn pack(work: &Path, tar: &Path, recipe: &Recipe<'_>) -> Result<()> {
     let manifest = json!([{"Config": "config.json", "RepoTags": [recipe.name], "Layers": ["layer.tar"]}]);
     fs::write(content.join("manifest.json"), serde_json::to_vec(&manifest)?)?;
     let whole = work.join("image.tar");
-    archive(&content, &whole)?;
+    archive(&content, &whole, &["."])?;
     fs::rename(&whole, tar).with_context(|| format!("rename to {}", tar.display()))
 }
 

@@ -40,8 +40,8 @@ fn folder(program: PathBuf) -> Result<String> {
 }
 
 impl Kit {
-    /// Builds what is not yet built. `weir` is the archive of Weir's own image as nodes see it.
-    pub(super) fn new(weir: &str) -> Result<Self> {
+    /// Builds what is not yet built. `images` is the archive of containerd's store as nodes see it.
+    pub(super) fn new(images: &str) -> Result<Self> {
         let containerd = ensure(Program::CONTAINERD)?;
         ensure(Program::SHIM)?;
         ensure(Program::CTR)?;
@@ -49,9 +49,6 @@ impl Kit {
         ensure(Program::CNI_BRIDGE)?;
         let cni = ensure(Program::CNI_HOST_LOCAL)?;
         find_tool("nft")?;
-        let common = images::common()?;
-        let tars = common.iter().map(|tar| Ok(seen(tar)?.display().to_string()));
-        let tars = tars.collect::<Result<Vec<_>>>()?;
         let words = vec![
             ("containerd_dir", folder(containerd)?),
             ("cni_dir", folder(cni)?),
@@ -59,8 +56,7 @@ impl Kit {
             ("runc", find_tool("runc")?.display().to_string()),
             ("kubelet", seen(&ensure(Program::KUBELET)?)?.display().to_string()),
             ("proxy", seen(&ensure(Program::PROXY)?)?.display().to_string()),
-            ("sandbox_tar", tars.first().context("no sandbox image")?.clone()),
-            ("tars", format!("{} {weir}", tars[1..].join(" "))),
+            ("images", images.to_owned()),
         ];
         Ok(Self { words })
     }
@@ -106,8 +102,7 @@ mod tests {
 
     #[test]
     fn the_boot_script_has_no_word_left() {
-        let words =
-            ["containerd_dir", "cni_dir", "sandbox", "runc", "kubelet", "proxy", "sandbox_tar", "tars"];
+        let words = ["containerd_dir", "cni_dir", "sandbox", "runc", "kubelet", "proxy", "images"];
         let mut kit = Kit { words: words.map(|w| (w, format!("/x/{w}"))).to_vec() };
         let script = kit.render(2, 3).unwrap();
         assert!(script.contains("--hostname-override=n2 ") && script.contains("10.244.2.0/24"));

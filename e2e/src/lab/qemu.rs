@@ -67,8 +67,12 @@ pub(super) fn command(
     qemu.args(["-name", &format!("{}/{}", config.name, names::node(number))]);
     match config.accel {
         Accel::Kvm => qemu.args(["-accel", "kvm", "-cpu", "host"]),
-        // A bounded translation cache holds a node's RSS near its memory; Nehalem is the least that has SSE4.2.
-        Accel::Tcg => qemu.args(["-accel", "tcg,thread=multi,tb-size=128", "-cpu", "Nehalem"]),
+        // A bounded cache of translations (MiB) holds a node's RSS near its memory; but the more a node runs, the more
+        // it has, and a full one is thrown away whole. Nehalem is the least that has SSE4.2.
+        Accel::Tcg => {
+            let cache = (config.memory / 2).max(128);
+            qemu.args(["-accel", &format!("tcg,thread=multi,tb-size={cache}"), "-cpu", "Nehalem"])
+        }
     };
     qemu.args(["-M", "q35,hpet=off", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     qemu.args(["-smp", &config.cpus.to_string(), "-m", &config.memory.to_string()]);
