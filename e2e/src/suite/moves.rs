@@ -157,7 +157,9 @@ fn migrate(c: &Cluster) -> Result<()> {
     c.csi().drain_node("n1", false)?;
     wait_copying(c, &id)?;
     c.node(1).run_ok(&super::migrate::write_block(&source, super::migrate::BLOCK, "while it moved"))?;
-    let target = c.node_csi(2)?.attach(&id, Use::SharedBlock)?;
+    // The move has to yield first: on a busy machine that takes longer than one request may.
+    let csi = c.node_csi(2)?;
+    let target = retry("attach", &[Code::DeadlineExceeded], || csi.attach(&id, Use::SharedBlock))?;
     check_pattern(c.node(2), &target, 48, 96).context("reads on the target before the switch-over")?;
     let read = || super::migrate::read_block(c, 2, &target, super::migrate::BLOCK);
     ensure!(read()? == "while it moved", "a write during the move is lost");
