@@ -295,6 +295,12 @@ fn root() -> Result<&'static Path> {
 
 fn cargo_with(args: &[&str], env: &[(&str, &str)]) -> Result<Child> {
     let mut c = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
+    // What cargo said to this program of its own package: build scripts that ask for it would be run anew by the cargo
+    // below, and all that stands on them compiled anew.
+    let own = |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(own)) {
+        c.env_remove(name);
+    }
     c.args(args).envs(env.iter().copied()).current_dir(root()?).stdin(Stdio::null());
     if args[0] == "test" {
         c.stdout(Stdio::piped());

@@ -23,7 +23,7 @@ use crate::{
         process::{self, Lifetime},
         program,
         state::create_private_dir,
-        tools::{find_tool, run_tool},
+        tools::{find_tool, own_mounts, run_tool},
     },
     wait,
 };
@@ -187,13 +187,9 @@ pub(super) fn store(tar: &Path, images: &[PathBuf]) -> Result<()> {
         work.path().join("state"),
     );
     fs::write(&config, text).with_context(|| format!("write {}", config.display()))?;
-    // It mounts what it unpacks: in a space of its own, where every user may.
-    let mut containerd = Command::new(find_tool("unshare")?);
-    containerd
-        .args(["--map-root-user", "--mount"])
-        .arg(ensure(Program::CONTAINERD)?)
-        .arg("--config")
-        .arg(config);
+    // It mounts what it unpacks.
+    let mut containerd = own_mounts()?;
+    containerd.arg(ensure(Program::CONTAINERD)?).arg("--config").arg(config);
     let file = fs::File::create(&log).context("make containerd's log")?;
     containerd.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
     let mut containerd = process::start(containerd, Lifetime::Owned)?;

@@ -24,7 +24,7 @@ use crate::{
         names::HOST_IP,
         process::Lifetime,
         state,
-        tools::{find_tool, run_tool},
+        tools::{own_mounts, run_tool},
     },
     wait,
 };
@@ -191,11 +191,7 @@ impl ControlPlane {
         if fs::read_to_string(&hosts).context("read the hosts")?.lines().count() < 2 {
             return Ok(Command::new(program));
         }
-        let mut c = Command::new(find_tool("unshare")?);
-        c.arg("-m");
-        if !rustix::process::geteuid().is_root() {
-            c.arg("-r");
-        }
+        let mut c = own_mounts()?;
         c.args(["/bin/sh", "-c", "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"", "sh"]);
         c.arg(hosts).arg(program);
         Ok(c)

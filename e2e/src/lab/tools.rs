@@ -22,6 +22,19 @@ fn is_executable(file: &Path) -> bool {
     file.metadata().is_ok_and(|m| m.is_file() && m.permissions().mode() & 0o111 != 0)
 }
 
+/// What runs a program, given as its first argument, with mounts of its own, as root among them.
+///
+/// # Errors
+/// The tool for it is missing.
+pub fn own_mounts() -> Result<Command> {
+    let mut c = Command::new(find_tool("unshare")?);
+    c.arg("--mount");
+    if !rustix::process::geteuid().is_root() {
+        c.arg("--map-root-user");
+    }
+    Ok(c)
+}
+
 /// Runs a program to its end; its output is shown only if it fails.
 ///
 /// # Errors

@@ -37,7 +37,7 @@ const CLAIM: &str = "root-disk";
 const SIZE: u64 = 2304 * MIB;
 /// Steps of the guest that show it goes on.
 const STEPS: usize = 100;
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(480);
 /// The node's folder for VMs, in a launcher under the same path.
 const RUN: &str = "/run/lab/vm";
 
@@ -96,6 +96,8 @@ fn launcher(name: &str, node: &Node, vmi: (&str, &str), migration: Option<&str>,
     pod["spec"]["hostNetwork"] = json!(true);
     let container = &mut pod["spec"]["containers"][0];
     container["name"] = json!("compute");
+    // An emulated guest in an emulated node would leave nothing to the others on it.
+    container["resources"] = json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "400m"}});
     if let Some(mounts) = container["volumeMounts"].as_array_mut() {
         mounts.push(json!({"name": "run", "mountPath": RUN}));
     }
