@@ -157,7 +157,7 @@ fn migrate(c: &Cluster) -> Result<()> {
     c.csi().drain_node("n1", false)?;
     wait_copying(c, &id)?;
     c.node(1).run_ok(&super::migrate::write_block(&source, super::migrate::BLOCK, "while it moved"))?;
-    // The move has to yield first: on a busy machine that takes longer than one request may.
+    // An attach may say that it needs longer than one request; the kubelet then asks again.
     let csi = c.node_csi(2)?;
     let target = retry("attach", &[Code::DeadlineExceeded], || csi.attach(&id, Use::SharedBlock))?;
     check_pattern(c.node(2), &target, 48, 96).context("reads on the target before the switch-over")?;
