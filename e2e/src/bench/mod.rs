@@ -11,6 +11,7 @@ mod density;
 mod fio;
 mod host;
 pub mod kube;
+mod machine;
 mod path;
 mod plot;
 mod report;

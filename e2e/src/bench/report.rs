@@ -12,6 +12,7 @@ use super::{
     cutover::Cutover,
     density::Density,
     fio::{Case, Unit},
+    machine::Machine,
     stats::{Spread, median_within, percentile, ratios, spread},
     targets::Target,
 };
@@ -74,15 +75,6 @@ impl CaseReport {
     }
 }
 
-/// Where it was measured.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct Machine {
-    accelerator: String,
-    kernel: String,
-    host_cpus: usize,
-    node_memory_mib: u32,
-}
-
 /// All results of a run.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Report {
@@ -101,14 +93,8 @@ pub(super) struct Report {
 impl Report {
     /// Of a cluster on which nothing has been measured yet.
     pub(super) fn of(c: &Cluster, effort: Effort) -> Result<Self> {
-        let machine = Machine {
-            accelerator: c.lab().config().accel.as_str().to_owned(),
-            kernel: c.lab().kernel().to_owned(),
-            host_cpus: std::thread::available_parallelism()?.get(),
-            node_memory_mib: c.spec().memory,
-        };
         Ok(Self {
-            machine,
+            machine: Machine::of(c.lab())?,
             rounds: effort.rounds,
             slice_ms: effort.slice_ms,
             region_bytes: effort.region,
@@ -293,16 +279,10 @@ pub(super) mod tests {
     }
 
     pub(in crate::bench) fn report() -> Report {
-        let machine = Machine {
-            accelerator: "tcg".to_owned(),
-            kernel: "6.1".to_owned(),
-            host_cpus: 2,
-            node_memory_mib: 640,
-        };
         let hold_ms = vec![40.0, 60.0, 55.0];
         let cutover = Cutover { hold_ms: hold_ms.clone(), ..Cutover::default() };
         Report {
-            machine,
+            machine: Machine::example(),
             rounds: 2,
             slice_ms: 1,
             region_bytes: 1 << 20,

@@ -182,8 +182,11 @@ fn key(go: &Path, program: Program) -> Result<String> {
         h.write(&fs::read(&path).with_context(|| format!("read {}", path.display()))?);
     }
     // A wrapper with a program of its own.
-    if let Ok(source) = fs::read(program.wrapper().join("main.go")) {
-        h.write(&source);
+    let source = program.wrapper().join("main.go");
+    match fs::read(&source) {
+        Ok(text) => h.write(&text),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e).with_context(|| format!("read {}", source.display())),
     }
     h.write(run_tool(Command::new(go).arg("version"))?.as_bytes());
     h.write(program.stamp.as_bytes());

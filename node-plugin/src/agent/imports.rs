@@ -11,7 +11,7 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -53,6 +53,10 @@ pub struct Imports {
     links: Mutex<BTreeMap<DiskId, Wanted>>,
     waiting: AtomicUsize,
     look: Notify,
+    /// Readings begun so far: each has its number from here.
+    readings: AtomicU64,
+    /// The reading that the view is from; written under the view's lock only.
+    shown: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -84,7 +88,14 @@ impl Drop for Care {
 impl Imports {
     /// Reads the view and starts to keep it.
     pub fn start(ground: Arc<dyn Ground>, calls: Calls, node: NodeName) -> Arc<Self> {
-        let i = Arc::new(Self {
+        let i = Arc::new(Self::new(ground, calls, node));
+        tokio::spawn(i.clone().keep_view());
+        i.clone().hear();
+        i
+    }
+
+    fn new(ground: Arc<dyn Ground>, calls: Calls, node: NodeName) -> Self {
+        Self {
             ground,
             calls,
             node,
@@ -92,10 +103,9 @@ impl Imports {
             links: Mutex::default(),
             waiting: AtomicUsize::new(0),
             look: Notify::new(),
-        });
-        tokio::spawn(i.clone().keep_view());
-        i.clone().hear();
-        i
+            readings: AtomicU64::new(0),
+            shown: AtomicU64::new(0),
+        }
     }
 
     /// The view, now and from now on.
@@ -214,11 +224,18 @@ impl Imports {
         }
     }
 
+    /// Reads the view anew. Several may do so at once, and one that is slow does not put back what a later one has seen: what
+    /// changes after that one brings a notice of its own.
     async fn refresh(&self) {
         let ground = self.ground.clone();
+        let number = self.readings.fetch_add(1, Ordering::Relaxed) + 1;
         match self.calls.run("read imports".into(), move || ground.fabric()).await {
             Ok(Ok(f)) => {
                 self.view.send_if_modified(|v| {
+                    if number < self.shown.load(Ordering::Relaxed) {
+                        return false;
+                    }
+                    self.shown.store(number, Ordering::Relaxed);
                     let new = **v != f;
                     if new {
                         *v = Arc::new(f);
@@ -268,7 +285,10 @@ impl Imports {
     async fn keep_link(self: Arc<Self>, disk: DiskId, changed: Arc<Notify>) {
         let nqn = names::subsystem_nqn(disk, &self.node);
         let mut pause = RETRY.0;
+        let mut view = self.view.subscribe();
         loop {
+            // From here on: what changes while this round decides is not to be slept through.
+            view.mark_unchanged();
             let (peer, missing, wanted) = self.state_of(disk);
             if !wanted {
                 if tokio::time::timeout(LINGER, changed.notified()).await.is_err()
@@ -294,6 +314,8 @@ impl Imports {
                             warn!(%disk, address = %peer.0, port = peer.1, error = %e, "not connected");
                             pause = (pause * 2).min(RETRY.1);
                             self.refresh().await;
+                            // What this attempt itself left in the view is no reason for the next one.
+                            view.mark_unchanged();
                             Some(pause)
                         }
                     }
@@ -316,7 +338,6 @@ impl Imports {
                 }
                 Some(_) => None,
             };
-            let mut view = self.view.subscribe();
             let sleep = async {
                 match wait {
                     Some(d) => tokio::time::sleep(d).await,
@@ -407,5 +428,35 @@ impl Imports {
             Ok(Err(e)) => warn!(link = name, error = %e, "not disconnected"),
             Err(e) => warn!(link = name, error = %e, "not disconnected"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pool::units::Sectors;
+
+    use super::*;
+    use crate::agent::tests::fake::Fake;
+
+    #[tokio::test]
+    async fn a_slow_reading_does_not_put_back_what_a_later_one_has_seen() {
+        let kernel = Arc::new(Fake::default());
+        let node: NodeName = "n1".parse().unwrap();
+        let imports = Arc::new(Imports::new(kernel.clone(), Calls::default(), node.clone()));
+        let (volume, disk) = (VolumeId::from_u128(1), DiskId::from_u128(2));
+        kernel.hold_next_look();
+        let slow = tokio::spawn({
+            let imports = imports.clone();
+            async move { imports.refresh().await }
+        });
+        while !kernel.holds_look() {
+            tokio::task::yield_now().await;
+        }
+        kernel.import(names::slice_id(volume, disk, &node), Sectors::new(8));
+        imports.refresh().await;
+        assert!(imports.import(volume, disk).is_some(), "the later reading");
+        kernel.let_look_go();
+        slow.await.unwrap();
+        assert!(imports.import(volume, disk).is_some(), "the slow reading has put back what it saw");
     }
 }

@@ -20,11 +20,12 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::{
+    bench::machine::Machine,
     kube::{BUSYBOX, KubeCluster, cluster::Spec},
     wait,
 };
 use driver::{Flavour, NODE};
-use report::{Machine, Report};
+use report::Report;
 use watch::Watch;
 
 /// How long each step of a round may take: fifty pods at once are a quarter of an hour for an emulated node of one processor.
@@ -117,7 +118,7 @@ pub fn run(options: &Options) -> Result<()> {
             cluster
         }
     };
-    let mut report = Report::of(Machine::of(&cluster)?);
+    let mut report = Report::of(Machine::of(cluster.lab())?);
     let done = measure(&cluster, options, &mut report);
     let cleaned = driver::remove(&cluster);
     // What was measured before something failed is not lost.

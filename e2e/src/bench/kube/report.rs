@@ -2,34 +2,11 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use anyhow::Result;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::{Times, driver::Flavour};
-use crate::{bench::stats::percentile, kube::KubeCluster};
-
-/// Where it was measured.
-#[derive(Clone, Debug, Serialize)]
-pub(super) struct Machine {
-    accelerator: String,
-    kernel: String,
-    host_cpus: usize,
-    nodes: usize,
-    node_cpus: u8,
-}
-
-impl Machine {
-    pub(super) fn of(c: &KubeCluster) -> Result<Self> {
-        Ok(Self {
-            accelerator: c.lab().config().accel.as_str().to_owned(),
-            kernel: c.lab().kernel().to_owned(),
-            host_cpus: std::thread::available_parallelism()?.get(),
-            nodes: c.lab().nodes().len(),
-            node_cpus: c.lab().config().cpus,
-        })
-    }
-}
+use crate::bench::{machine::Machine, stats::percentile};
 
 /// One thing that people wait for, with so many at once.
 #[derive(Clone, Debug, Serialize)]
@@ -149,9 +126,7 @@ mod tests {
 
     #[test]
     fn each_case_has_both_drivers() {
-        let machine =
-            Machine { accelerator: "tcg".into(), kernel: "6.1".into(), host_cpus: 2, nodes: 3, node_cpus: 1 };
-        let mut r = Report::of(machine);
+        let mut r = Report::of(Machine::example());
         let times = |x: f64| Times { bound: vec![x], ready: vec![10.0 * x], deleted: vec![100.0 * x] };
         r.add(Flavour::Floor, 10, &times(1.0));
         r.add(Flavour::WeirFile, 10, &times(3.0));

@@ -50,7 +50,19 @@ pub(crate) struct World {
     pub(crate) left: Option<u64>,
     /// Something about imports has changed and nobody has heard of it yet: the kernel loses no notice.
     noticed: bool,
+    look: Look,
     minor: u32,
+}
+
+/// How looks at imports come back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Look {
+    #[default]
+    AtOnce,
+    /// The next one will be held.
+    HoldNext,
+    /// One has seen what there was and waits to be let go; others come back at once.
+    Held,
 }
 
 pub(crate) struct Fake {
@@ -93,6 +105,20 @@ impl Fake {
     /// The kernel gives notice that something about imports has changed.
     pub(crate) fn notify(&self) {
         self.lock().noticed = true;
+        self.changed.notify_all();
+    }
+
+    /// The next look at imports does not come back until [`Self::let_look_go`].
+    pub(crate) fn hold_next_look(&self) {
+        self.lock().look = Look::HoldNext;
+    }
+
+    pub(crate) fn holds_look(&self) -> bool {
+        self.lock().look == Look::Held
+    }
+
+    pub(crate) fn let_look_go(&self) {
+        self.lock().look = Look::AtOnce;
         self.changed.notify_all();
     }
 
@@ -229,7 +255,13 @@ impl Ground for Fake {
     }
 
     fn fabric(&self) -> Result<Fabric> {
-        Ok(self.lock().fabric.clone())
+        let mut w = self.lock();
+        let seen = w.fabric.clone();
+        if w.look == Look::HoldNext {
+            w.look = Look::Held;
+            drop(self.changed.wait_while(w, |w| w.look == Look::Held).unwrap());
+        }
+        Ok(seen)
     }
 
     fn fabric_changed(&self, timeout: Duration) -> Result<bool> {

@@ -1,6 +1,6 @@
 //! The workers against a kernel in memory: every goal from every state, cut off after every act.
 
-mod fake;
+pub(super) mod fake;
 
 use std::{
     collections::BTreeMap,
