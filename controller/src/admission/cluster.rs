@@ -14,7 +14,7 @@ use k8s_openapi::{
 use kube::{Api, Client, ResourceExt, api::ListParams};
 use pool::ids::NodeName;
 
-use super::{Admission, Denied, Newcomer, PodUse, decide};
+use super::{Admission, Denied, Newcomer, PodUse, Vm, decide};
 
 /// How long the API server may take for one request.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -51,34 +51,50 @@ impl ByPods {
         }
     }
 
+    /// The claim that a PersistentVolume is bound to, if it is the volume's. One that was released still names its last claim, beside
+    /// another that took the volume over.
     fn claim(&self, pv: &PersistentVolume, volume: &str) -> Option<Claim> {
+        let phase = pv.status.as_ref().and_then(|s| s.phase.as_deref());
+        if matches!(phase, Some("Released" | "Failed")) {
+            return None;
+        }
         let spec = pv.spec.as_ref()?;
         spec.csi.as_ref().filter(|c| c.driver == self.driver && c.volume_handle == volume)?;
         let claim = spec.claim_ref.as_ref()?;
         Some(Claim { namespace: claim.namespace.clone()?, name: claim.name.clone()? })
     }
 
-    /// The claim that the volume is bound to.
-    async fn find(&self, newcomer: &Newcomer) -> Result<Option<Claim>, Denied> {
+    /// The claim of the PersistentVolume that is named as the volume is: a provisioner names them alike.
+    async fn likely_claim(&self, newcomer: &Newcomer) -> Result<Option<Claim>, Denied> {
         let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
-        let id = newcomer.volume.to_string();
-        // A provisioner names the volume as it names the PersistentVolume. People may call theirs anything.
-        if let Some(claim) =
-            Self::ask(volumes.get_opt(&newcomer.name)).await?.and_then(|v| self.claim(&v, &id))
-        {
-            return Ok(Some(claim));
-        }
+        let found = Self::ask(volumes.get_opt(&newcomer.name)).await?;
+        Ok(found.and_then(|v| self.claim(&v, &newcomer.volume.to_string())))
+    }
+
+    /// All claims that the volume is bound to: people may call PersistentVolumes anything, and make several of one volume.
+    async fn all_claims(&self, newcomer: &Newcomer) -> Result<Vec<Claim>, Denied> {
+        let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
+        let (id, mut found) = (newcomer.volume.to_string(), vec![]);
         let mut page = ListParams::default().limit(PAGE);
         loop {
             let listed = Self::ask(volumes.list(&page)).await?;
-            if let Some(claim) = listed.items.iter().find_map(|v| self.claim(v, &id)) {
-                return Ok(Some(claim));
-            }
+            found.extend(listed.items.iter().filter_map(|v| self.claim(v, &id)));
             match listed.metadata.continue_.filter(|c| !c.is_empty()) {
                 Some(next) => page = page.continue_token(&next),
-                None => return Ok(None),
+                None => return Ok(found),
             }
         }
+    }
+
+    /// The pods that use these claims on the nodes in question.
+    async fn users(&self, newcomer: &Newcomer, claims: &[Claim]) -> Result<Vec<PodUse>, Denied> {
+        let mut pods = vec![];
+        for node in newcomer.holders.iter().chain(&newcomer.dead).chain([&newcomer.node]) {
+            for claim in claims {
+                pods.extend(self.pods(claim, node).await?);
+            }
+        }
+        Ok(pods)
     }
 
     /// The pods on a node that use the claim.
@@ -93,20 +109,26 @@ impl ByPods {
 #[async_trait::async_trait]
 impl Admission for ByPods {
     async fn admit(&self, newcomer: &Newcomer) -> Result<(), Denied> {
-        let Some(claim) = self.find(newcomer).await? else {
+        let mut claims = Vec::from_iter(self.likely_claim(newcomer).await?);
+        let mut pods = self.users(newcomer, &claims).await?;
+        // That nobody has it where it is held would admit everybody: then all claims are looked up.
+        let held = |p: &PodUse| newcomer.holders.contains(&p.node) || newcomer.dead.contains(&p.node);
+        if !pods.iter().any(held) {
+            claims = self.all_claims(newcomer).await?;
+            pods = self.users(newcomer, &claims).await?;
+        }
+        let names: Vec<_> = claims.iter().map(|c| format!("{}/{}", c.namespace, c.name)).collect();
+        if names.is_empty() {
+            let holders: Vec<_> = newcomer.holders.iter().chain(&newcomer.dead).map(NodeName::as_str).collect();
             return Err(Denied::Refused(format!(
                 "volume {} is held by node {}, and no PersistentVolume of driver {} says which claim it belongs to: a \
                  second node is admitted for the pods of one virtual machine only",
                 newcomer.volume,
-                newcomer.holders.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+                holders.join(", "),
                 self.driver
             )));
-        };
-        let mut pods = vec![];
-        for node in newcomer.holders.iter().chain([&newcomer.node]) {
-            pods.extend(self.pods(&claim, node).await?);
         }
-        decide(newcomer, &format!("{}/{}", claim.namespace, claim.name), &pods).map_err(Denied::Refused)
+        decide(newcomer, &names.join(" and "), &pods).map_err(Denied::Refused)
     }
 }
 
@@ -144,13 +166,13 @@ fn controller(p: &Pod) -> Option<&OwnerReference> {
 }
 
 /// The virtual machine instance that a pod works for; label and owner must agree.
-fn virtual_machine(p: &Pod, by_uid: &BTreeMap<String, &Pod>) -> Option<String> {
+fn virtual_machine(p: &Pod, by_uid: &BTreeMap<String, &Pod>) -> Option<Vm> {
     let owner = controller(p)?;
     match p.labels().get(APP).map(String::as_str) {
         Some(LAUNCHER) => {
             let ours =
                 owner.kind == "VirtualMachineInstance" && owner.api_version.starts_with("kubevirt.io/");
-            ours.then(|| owner.name.clone())
+            ours.then(|| Vm { name: owner.name.clone(), uid: owner.uid.clone() })
         }
         Some(HOTPLUG) if owner.kind == "Pod" && owner.api_version == "v1" => {
             let launcher = by_uid.get(&owner.uid)?;
@@ -216,9 +238,9 @@ mod tests {
             pod("eph", None, json!([]), ephemeral),
         ];
         let found = uses(&pods, "c", &node);
-        let vm = |name: &str| found.iter().find(|p| p.name == name).map(|p| p.vm.as_deref());
+        let vm = |name: &str| found.iter().find(|p| p.name == name).map(|p| p.vm.as_ref().map(|v| (v.name.as_str(), v.uid.as_str())));
         for name in ["launcher", "hp", "ending"] {
-            assert_eq!(vm(name), Some(Some("a")), "{name}");
+            assert_eq!(vm(name), Some(Some(("a", "v"))), "{name}");
         }
         for name in [
             "label-only",

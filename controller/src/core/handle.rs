@@ -23,7 +23,7 @@ use super::{
     report::{Fleet, VolumeReport},
     seen::{Hello, Report},
     told::{Close, Outbox},
-    volume::{Reply, Request, answer},
+    volume::{Arrival, Beside, Reply, Request, answer},
 };
 use crate::{
     admission::{Admission, Denied, Everybody, Newcomer},
@@ -44,7 +44,7 @@ pub(super) enum Command {
     Delete { id: VolumeId, reply: Reply<()> },
     Expand { id: VolumeId, required: Bytes, limit: Option<Bytes>, reply: Reply<VolumeInfo> },
     Modify { id: VolumeId, limits: Limits, reply: Reply<()> },
-    Attach { id: VolumeId, node: NodeName, capability: Capability, wait: bool, reply: Reply<Attached> },
+    Attach { id: VolumeId, arrival: Arrival, capability: Capability, wait: bool, reply: Reply<Attached> },
     Detach { id: VolumeId, node: Option<NodeName>, wait: bool, reply: Reply<()> },
     Drain { target: DrainTarget, undo: bool, dry_run: bool, reply: Reply<Vec<DrainRow>> },
     Propose { all: Vec<Proposal>, reply: Reply<Vec<(VolumeId, String)>> },
@@ -72,8 +72,8 @@ impl Engine {
                 self.ask(id, Request::Expand { required, limit, reply });
             }
             Command::Modify { id, limits, reply } => self.ask(id, Request::Modify { limits, reply }),
-            Command::Attach { id, node, capability, wait, reply } => {
-                self.attach(id, node, &capability, wait, reply);
+            Command::Attach { id, arrival, capability, wait, reply } => {
+                self.attach(id, arrival, &capability, wait, reply);
             }
             Command::Detach { id, node, wait, reply } => {
                 // A volume that does not exist is attached nowhere.
@@ -109,13 +109,13 @@ impl Engine {
         }
     }
 
-    fn attach(&mut self, id: VolumeId, node: NodeName, c: &Capability, wait: bool, reply: Reply<Attached>) {
+    fn attach(&mut self, id: VolumeId, arrival: Arrival, c: &Capability, wait: bool, reply: Reply<Attached>) {
         let Some(v) = self.volumes.get(&id) else {
             answer(reply, Err(ApiError::NoVolume(id.to_string())));
             return;
         };
-        if self.nodes.get(&node).is_none_or(|n| n.record.is_none()) {
-            answer(reply, Err(ApiError::NoNode(node.to_string())));
+        if self.nodes.get(&arrival.node).is_none_or(|n| n.record.is_none()) {
+            answer(reply, Err(ApiError::NoNode(arrival.node.to_string())));
             return;
         }
         if let Some(why) = unfit(&v.record, c) {
@@ -123,18 +123,18 @@ impl Engine {
             return;
         }
         let mode: Mode = c.mode;
-        self.ask(id, Request::Attach { node, mode, wait, reply });
+        self.ask(id, Request::Attach { arrival, mode, wait, reply });
     }
 
-    /// Somebody who would be a second holder of a volume that several may hold for a migration only.
-    fn newcomer(&self, volume: VolumeId, node: NodeName) -> Option<Newcomer> {
+    /// Who holds a volume of which a second node has to be judged; `None`: whoever is in order for the record may come.
+    fn judged(&self, volume: VolumeId, node: NodeName) -> Option<Newcomer> {
         let r = &self.volumes.get(&volume)?.record;
-        let holders = r.access.holders();
         match r.params.sharing {
-            Sharing::Migrate if !holders.is_empty() && !holders.contains(&node) => {
-                Some(Newcomer { volume, name: r.name.clone(), node, holders })
+            Sharing::Migrate => {
+                let (holders, dead) = r.access.users().into_iter().partition(|n| self.alive(n));
+                Some(Newcomer { volume, name: r.name.clone(), node, holders, dead })
             }
-            Sharing::Migrate | Sharing::MultiWriter => None,
+            Sharing::MultiWriter => None,
         }
     }
 
@@ -199,18 +199,23 @@ impl Handle {
         Self { admission, ..self }
     }
 
-    /// Whether a node may have a volume beside those that hold it.
-    async fn admit(&self, id: VolumeId, node: &NodeName, mode: Mode) -> Result<(), ApiError> {
+    /// Whether a node may have a volume beside those that hold it: that, and beside whom.
+    async fn admit(&self, id: VolumeId, node: NodeName, mode: Mode) -> Result<Arrival, ApiError> {
         if !mode.multi_node || mode.read_only {
-            return Ok(());
+            return Ok(Arrival { node, beside: Beside::Anybody });
         }
-        let node = node.clone();
-        let newcomer = self.question(move |e| e.newcomer(id, node)).await?;
-        let Some(newcomer) = newcomer else { return Ok(()) };
-        self.admission.admit(&newcomer).await.map_err(|e| match e {
-            Denied::Refused(why) => ApiError::Precondition(format!("volume {id}: {why}")),
-            Denied::Unknown(_) => ApiError::Unavailable(format!("volume {id}: {e}")),
-        })
+        let asked = node.clone();
+        let Some(newcomer) = self.question(move |e| e.judged(id, asked)).await? else {
+            return Ok(Arrival { node, beside: Beside::Anybody });
+        };
+        let known: Vec<_> = newcomer.holders.iter().chain(&newcomer.dead).cloned().collect();
+        if !known.is_empty() && !known.contains(&node) {
+            self.admission.admit(&newcomer).await.map_err(|e| match e {
+                Denied::Refused(why) => ApiError::Precondition(format!("volume {id}: {why}")),
+                Denied::Unknown(_) => ApiError::Unavailable(format!("volume {id}: {e}")),
+            })?;
+        }
+        Ok(Arrival { node, beside: Beside::Only(known) })
     }
 
     /// This controller's reign.
@@ -552,8 +557,8 @@ impl Api for Handle {
         capability: Capability,
         wait: bool,
     ) -> Result<Attached, ApiError> {
-        self.admit(id, &node, capability.mode).await?;
-        self.request(|reply| Command::Attach { id, node, capability, wait, reply }).await
+        let arrival = self.admit(id, node, capability.mode).await?;
+        self.request(|reply| Command::Attach { id, arrival, capability, wait, reply }).await
     }
 
     async fn detach(&self, id: VolumeId, node: Option<NodeName>, wait: bool) -> Result<(), ApiError> {

@@ -224,11 +224,18 @@ impl Engine {
     }
 
     fn serve_attach(&mut self, id: VolumeId, q: Queued) -> Verdict {
-        let Request::Attach { node, mode, .. } = &q.request else { return Verdict::Wait(q) };
-        let (node, mode) = (node.clone(), *mode);
+        let Request::Attach { arrival, mode, .. } = &q.request else { return Verdict::Wait(q) };
+        let (node, mode) = (arrival.node.clone(), *mode);
         let Some(v) = self.volumes.get(&id) else { return Verdict::Done };
         if v.record.lifecycle == Lifecycle::Deleting {
             q.request.fail(ApiError::NoVolume(format!("{id} (it is being deleted)")));
+            return Verdict::Done;
+        }
+        if let Some(stranger) = arrival.stranger(&v.record.access.users()) {
+            let why = format!(
+                "volume {id}: node {stranger} has taken it while it was looked up whether {node} may have it: ask again"
+            );
+            q.request.fail(ApiError::Busy(why));
             return Verdict::Done;
         }
         let event = Event::Attach { node, mode };
@@ -318,8 +325,8 @@ impl Engine {
             After::Request(q) => q,
         };
         let waiter = match request {
-            Request::Attach { node, wait: true, reply, .. } => {
-                Waiter { deadline, want: Want::Attached { node, reply } }
+            Request::Attach { arrival, wait: true, reply, .. } => {
+                Waiter { deadline, want: Want::Attached { node: arrival.node, reply } }
             }
             Request::Attach { reply, .. } => {
                 answer(reply, Ok(attached(&v.record)));
@@ -351,8 +358,8 @@ fn overtake(v: &mut Volume, id: VolumeId, node: Option<&NodeName>) {
     let mut rest = std::collections::VecDeque::new();
     for q in std::mem::take(&mut v.queue) {
         match &q.request {
-            Request::Attach { node: n, .. } if theirs(n) => {
-                let e = why(n);
+            Request::Attach { arrival, .. } if theirs(&arrival.node) => {
+                let e = why(&arrival.node);
                 q.request.fail(e);
             }
             Request::Attach { .. }

@@ -34,9 +34,36 @@ use crate::{
 /// Where an answer goes.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, ApiError>>;
 
+/// Beside whom a node may have a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Beside {
+    /// No rule but the record's own.
+    Anybody,
+    /// It was judged while these held it and nobody else did. When it comes to it there may be others.
+    Only(Vec<NodeName>),
+}
+
+/// A node that is to have a volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Arrival {
+    pub(super) node: NodeName,
+    pub(super) beside: Beside,
+}
+
+impl Arrival {
+    /// The first of those who use the volume now whom it was not judged against.
+    pub(super) fn stranger(&self, users: &[NodeName]) -> Option<NodeName> {
+        match &self.beside {
+            Beside::Anybody => None,
+            Beside::Only(_) if users.contains(&self.node) => None,
+            Beside::Only(known) => users.iter().find(|u| !known.contains(u)).cloned(),
+        }
+    }
+}
+
 /// A request about one volume.
 pub(super) enum Request {
-    Attach { node: NodeName, mode: Mode, wait: bool, reply: Reply<Attached> },
+    Attach { arrival: Arrival, mode: Mode, wait: bool, reply: Reply<Attached> },
     Detach { node: Option<NodeName>, wait: bool, reply: Reply<()> },
     Delete { reply: Reply<()> },
     Expand { required: Bytes, limit: Option<Bytes>, reply: Reply<VolumeInfo> },

@@ -578,6 +578,36 @@ impl controller::admission::Admission for Nobody {
     }
 }
 
+/// Admits everybody, and takes its time: meanwhile the volume goes from one node to another.
+struct Meanwhile {
+    core: Handle,
+    from: NodeName,
+    to: NodeName,
+}
+
+#[async_trait::async_trait]
+impl controller::admission::Admission for Meanwhile {
+    async fn admit(&self, n: &controller::admission::Newcomer) -> Result<(), controller::admission::Denied> {
+        self.core.detach(n.volume, Some(self.from.clone()), true).await.unwrap();
+        self.core.attach(n.volume, self.to.clone(), RWX, true).await.unwrap();
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_node_is_judged_by_those_whom_it_comes_beside() {
+    let rig = Rig::new(&[10, 10, 10]).await;
+    let v = rig.create("v", 2, Some("n1")).await.id;
+    rig.attach(v, 0, &RWX).await.unwrap();
+    let meanwhile = Meanwhile { core: rig.core.clone(), from: rig.name(0), to: rig.name(2) };
+    let late = rig.core.clone().with_admission(Arc::new(meanwhile));
+    match late.attach(v, rig.name(1), RWX, true).await {
+        Err(ApiError::Busy(why)) => assert!(why.contains("node n3 has taken it"), "{why}"),
+        other => panic!("judged beside n1, it came beside n3: {other:?}"),
+    }
+    assert_eq!(rig.core.volume(v).await.unwrap().published, [rig.name(2)]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_node_is_asked_about_and_a_holder_is_not() {
     let rig = Rig::new(&[10, 10]).await;

@@ -72,6 +72,7 @@ async fn a_second_node_is_admitted_for_pods_of_one_vm() {
         name: "pvc-admission".into(),
         node: "adm-n2".parse().unwrap(),
         holders: vec!["adm-n1".parse().unwrap()],
+        dead: vec![],
     };
     let refused = |r: Result<(), Denied>, says: &str| {
         let Err(Denied::Refused(why)) = r else { panic!("{r:?}: refused with {says:?} was expected") };
