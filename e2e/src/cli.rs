@@ -8,6 +8,7 @@ use crate::{bench, runner};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use std::time::Duration;
 
 #[derive(Debug, Parser)]
 #[command(
@@ -41,6 +42,9 @@ enum Command {
         /// Run those on Kubernetes on a cluster that `kube up` started, and leave it running.
         #[arg(long, value_name = "NAME")]
         on: Option<String>,
+        /// Without names: after so many minutes nothing more begins that need not run each time.
+        #[arg(long, value_name = "N", default_value_t = 55)]
+        minutes: u64,
     },
     /// Measure.
     Bench {
@@ -123,8 +127,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
-        Command::Test { names, list: false, on } => {
-            let tally = runner::run(&names, on.as_deref())?;
+        Command::Test { names, list: false, on, minutes } => {
+            let tally = runner::run(&names, on.as_deref(), Duration::from_secs(60 * minutes))?;
             Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Bench { what: Bench::Path(options) } => bench::path(&options).map(|()| ExitCode::SUCCESS),

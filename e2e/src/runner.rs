@@ -13,51 +13,53 @@ use crate::{
     cluster::{Cluster, Spec},
     kube::{self, KubeCluster},
     lab::process::{self, Lifetime},
-    suite::{self, Case, Run},
+    suite::{self, Case, Run, When},
 };
 
-/// Passed and failed.
+/// Passed, failed, left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Tests that passed.
     pub passed: u64,
     /// Tests that failed.
     pub failed: u64,
+    /// Tests that there was no time for.
+    pub skipped: u64,
 }
 
 impl Tally {
     fn one(ok: bool) -> Self {
-        Self { passed: u64::from(ok), failed: u64::from(!ok) }
+        Self { passed: u64::from(ok), failed: u64::from(!ok), skipped: 0 }
     }
+
+    const SKIPPED: Self = Self { passed: 0, failed: 0, skipped: 1 };
 
     fn add(&mut self, o: Tally) {
         self.passed += o.passed;
         self.failed += o.failed;
+        self.skipped += o.skipped;
     }
 }
 
 /// A part of the tests that needs no cluster.
+#[derive(Clone, Copy)]
 struct Step {
     name: &'static str,
     about: &'static str,
     run: fn() -> Result<Tally>,
 }
 
-const STEPS: [Step; 4] = [
+const STEPS: [Step; 7] = [
     Step { name: "format", about: "rustfmt finds nothing to change", run: format },
     Step { name: "lint", about: "clippy finds nothing to warn of", run: lint },
     Step { name: "unit", about: "unit, property, simulation and contract tests", run: unit },
     Step { name: "manifests", about: "deploy/weir.yaml is the chart rendered", run: manifests },
-];
-
-/// Steps that only run when they are named: they need Go, and minutes for their first build.
-const NAMED_STEPS: [Step; 3] = [
-    Step { name: "kube/store", about: "the store and identities against a real API server", run: kube_store },
     Step {
         name: "kube/sanity",
         about: "csi-sanity on a controller whose records are custom resources",
         run: kube_sanity,
     },
+    Step { name: "kube/store", about: "the store and identities against a real API server", run: kube_store },
     Step {
         name: "kube/scale",
         about: "100,000 volumes in a real API server, loaded page by page",
@@ -67,33 +69,92 @@ const NAMED_STEPS: [Step; 3] = [
 
 /// Names and descriptions of all parts.
 pub fn list() -> Vec<(String, String)> {
-    let steps = STEPS.iter().chain(&NAMED_STEPS).map(|s| (s.name, s.about));
+    let steps = STEPS.iter().map(|s| (s.name, s.about));
     let cases = suite::cases().into_iter().map(|c| (c.name, c.about));
     let kube = suite::kube::cases().into_iter().map(|c| (c.name, c.about));
     steps.chain(cases).chain(kube).map(|(name, about)| (name.to_owned(), about.to_owned())).collect()
 }
 
+/// What of the tests to run.
+struct Choice<'a> {
+    names: &'a [String],
+    begun: Instant,
+    limit: Duration,
+}
+
+impl Choice<'_> {
+    /// Whether it is to run at all, if there is time.
+    fn wants(&self, name: &str) -> bool {
+        if self.names.is_empty() {
+            suite::when(name) != When::ByName
+        } else {
+            self.names.iter().any(|n| name.starts_with(n.as_str()))
+        }
+    }
+
+    /// Whether it must wait until what always runs has run.
+    fn can_wait(&self, name: &str) -> bool {
+        self.names.is_empty() && suite::when(name) != When::Always
+    }
+
+    /// Whether there is no time for it any more; says so.
+    fn leaves_out(&self, name: &str) -> bool {
+        let late = self.can_wait(name) && self.begun.elapsed() >= self.limit;
+        if late {
+            println!(
+                "skipped {name}: the run has taken {} min; ./dev test {name}",
+                self.limit.as_secs() / 60
+            );
+        }
+        late
+    }
+}
+
 /// Runs the parts whose names begin with one of `names`, or all when there are none, and prints the tally. Those on
-/// Kubernetes run on the cluster `on`, if one is named.
+/// Kubernetes run on the cluster `on`, if one is named. Without names, what need not run each time begins only within `limit` of
+/// the start.
 ///
 /// # Errors
 /// A name that fits nothing. Failed tests are no error: they are in the tally.
-pub fn run(names: &[String], on: Option<&str>) -> Result<Tally> {
+pub fn run(names: &[String], on: Option<&str>, limit: Duration) -> Result<Tally> {
     for n in names {
         if !list().iter().any(|(name, _)| name.starts_with(n.as_str())) {
             let known: Vec<_> = list().into_iter().map(|(n, _)| n).collect();
             bail!("there is no test {n:?}; there are: {}", known.join(", "));
         }
     }
-    let wanted = |name: &str| names.is_empty() || names.iter().any(|n| name.starts_with(n.as_str()));
-    let kube: Vec<_> = suite::kube::cases()
-        .into_iter()
-        .filter(|c| wanted(c.name) && (c.by_default || !names.is_empty()))
-        .collect();
+    let choice = Choice { names, begun: Instant::now(), limit };
+    let mut kube: Vec<_> = suite::kube::cases().into_iter().filter(|c| choice.wants(c.name)).collect();
+    // A stable sort: those that always run stay in their order.
+    kube.sort_by_key(|c| match suite::when(c.name) {
+        When::IfTime(at) if names.is_empty() => at + 1,
+        When::IfTime(_) | When::Always | When::ByName => 0,
+    });
     let ahead = if kube.is_empty() || on.is_some() { None } else { Some(build_ahead()?) };
     let mut tally = Tally::default();
-    let named_steps = NAMED_STEPS.iter().filter(|_| !names.is_empty());
-    for s in STEPS.iter().chain(named_steps).filter(|s| wanted(s.name)) {
+    let (later, first): (Vec<Step>, Vec<Step>) =
+        STEPS.into_iter().filter(|s| choice.wants(s.name)).partition(|s| choice.can_wait(s.name));
+    tally.add(run_steps(&first, &choice));
+    let cases: Vec<Case> = suite::cases().into_iter().filter(|c| choice.wants(c.name)).collect();
+    tally.add(run_cases(&cases));
+    if let Some(mut builder) = ahead {
+        // What failed is said when it is needed.
+        builder.wait().context("wait for the programs of a cluster")?;
+    }
+    tally.add(run_steps(&later, &choice));
+    tally.add(run_kube_cases(&kube, on, &choice));
+    let skipped = if tally.skipped > 0 { format!(", {} skipped", tally.skipped) } else { String::new() };
+    println!("{} passed, {} failed{skipped}", tally.passed, tally.failed);
+    Ok(tally)
+}
+
+fn run_steps(steps: &[Step], choice: &Choice<'_>) -> Tally {
+    let mut tally = Tally::default();
+    for s in steps {
+        if choice.leaves_out(s.name) {
+            tally.add(Tally::SKIPPED);
+            continue;
+        }
         let start = Instant::now();
         println!("== {}: {}", s.name, s.about);
         let t = (s.run)().unwrap_or_else(|e| {
@@ -103,18 +164,7 @@ pub fn run(names: &[String], on: Option<&str>) -> Result<Tally> {
         report(s.name, t.failed == 0, start.elapsed());
         tally.add(t);
     }
-    let cases: Vec<Case> = suite::cases()
-        .into_iter()
-        .filter(|c| wanted(c.name) && (c.by_default() || !names.is_empty()))
-        .collect();
-    tally.add(run_cases(&cases));
-    if let Some(mut builder) = ahead {
-        // What failed is said when it is needed.
-        builder.wait().context("wait for the programs of a cluster")?;
-    }
-    tally.add(run_kube_cases(&kube, on));
-    println!("{} passed, {} failed", tally.passed, tally.failed);
-    Ok(tally)
+    tally
 }
 
 /// Builds what a Kubernetes cluster is made of, beside the other tests and with what these leave of the machine.
@@ -161,10 +211,14 @@ fn on(run: fn(&Cluster) -> Result<()>, c: Cluster) -> Result<Cluster> {
 }
 
 /// The same for cases on Kubernetes.
-fn run_kube_cases(cases: &[suite::kube::Case], on: Option<&str>) -> Tally {
+fn run_kube_cases(cases: &[suite::kube::Case], on: Option<&str>, choice: &Choice<'_>) -> Tally {
     let mut tally = Tally::default();
     let mut cluster: Option<KubeCluster> = None;
     for case in cases {
+        if choice.leaves_out(case.name) {
+            tally.add(Tally::SKIPPED);
+            continue;
+        }
         let start = Instant::now();
         println!("== {}: {}", case.name, case.about);
         let result = match cluster.take() {
@@ -282,7 +336,7 @@ fn parse_result(line: &str) -> Option<Tally> {
         let before = rest.split(word).next()?;
         before.rsplit(|c: char| !c.is_ascii_digit()).find(|s| !s.is_empty())?.parse().ok()
     };
-    Some(Tally { passed: count(" passed")?, failed: count(" failed")? })
+    Some(Tally { passed: count(" passed")?, failed: count(" failed")?, skipped: 0 })
 }
 
 fn cargo(args: &[&str]) -> Result<Child> {
@@ -315,13 +369,40 @@ mod tests {
     #[test]
     fn results_of_cargo_are_counted() {
         let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s";
-        assert_eq!(parse_result(line), Some(Tally { passed: 12, failed: 3 }));
+        assert_eq!(parse_result(line), Some(Tally { passed: 12, failed: 3, skipped: 0 }));
         assert_eq!(parse_result("running 3 tests"), None);
     }
 
     #[test]
     fn a_name_that_fits_nothing_is_refused() {
-        assert!(run(&["no-such-test".to_owned()], None).unwrap_err().to_string().contains("format"));
+        assert!(
+            run(&["no-such-test".to_owned()], None, Duration::ZERO)
+                .unwrap_err()
+                .to_string()
+                .contains("format")
+        );
+    }
+
+    #[test]
+    fn what_need_not_run_each_time_is_left_out_when_the_time_is_over() {
+        let run = |names: &[&str], minutes| {
+            let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            let choice =
+                Choice { names: &names, begun: Instant::now(), limit: Duration::from_secs(60 * minutes) };
+            ["unit", "kube/pods", "kube/rolling", "kube/scale"]
+                .map(|name| choice.wants(name) && !choice.leaves_out(name))
+        };
+        assert_eq!(run(&[], 60), [true, true, true, false]);
+        assert_eq!(run(&[], 0), [true, true, false, false]);
+        assert_eq!(run(&["kube/"], 0), [false, true, true, true], "what is named runs");
+    }
+
+    #[test]
+    fn times_are_said_of_tests_that_there_are() {
+        let known = list();
+        for name in suite::IF_TIME.iter().chain(&suite::BY_NAME) {
+            assert!(known.iter().any(|(n, _)| n == name), "there is no test {name}");
+        }
     }
 
     #[test]

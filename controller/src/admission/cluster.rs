@@ -119,7 +119,8 @@ impl Admission for ByPods {
         }
         let names: Vec<_> = claims.iter().map(|c| format!("{}/{}", c.namespace, c.name)).collect();
         if names.is_empty() {
-            let holders: Vec<_> = newcomer.holders.iter().chain(&newcomer.dead).map(NodeName::as_str).collect();
+            let holders: Vec<_> =
+                newcomer.holders.iter().chain(&newcomer.dead).map(NodeName::as_str).collect();
             return Err(Denied::Refused(format!(
                 "volume {} is held by node {}, and no PersistentVolume of driver {} says which claim it belongs to: a \
                  second node is admitted for the pods of one virtual machine only",
@@ -238,7 +239,12 @@ mod tests {
             pod("eph", None, json!([]), ephemeral),
         ];
         let found = uses(&pods, "c", &node);
-        let vm = |name: &str| found.iter().find(|p| p.name == name).map(|p| p.vm.as_ref().map(|v| (v.name.as_str(), v.uid.as_str())));
+        let vm = |name: &str| {
+            found
+                .iter()
+                .find(|p| p.name == name)
+                .map(|p| p.vm.as_ref().map(|v| (v.name.as_str(), v.uid.as_str())))
+        };
         for name in ["launcher", "hp", "ending"] {
             assert_eq!(vm(name), Some(Some(("a", "v"))), "{name}");
         }

@@ -84,7 +84,8 @@ fn described(p: &PodUse) -> String {
     }
 }
 
-const LIFTED: &str = "A second node is for the live migration of one virtual machine; sharing: multiWriter lifts that";
+const LIFTED: &str =
+    "A second node is for the live migration of one virtual machine; sharing: multiWriter lifts that";
 
 /// Whether the newcomer may have the volume, by the pods that use its claim. Finished pods are not among them.
 ///
@@ -193,7 +194,11 @@ mod tests {
             ("no pod at all", vec![launcher(1)], false),
             ("one that ends before it has begun", vec![launcher(1), ending(launcher(2))], false),
             ("pods elsewhere do not count", vec![launcher(1), launcher(2), other(3)], true),
-            ("the next instance while the last one runs", vec![pod("old", 1, Some("a1")), pod("new", 2, Some("a2"))], false),
+            (
+                "the next instance while the last one runs",
+                vec![pod("old", 1, Some("a1")), pod("new", 2, Some("a2"))],
+                false,
+            ),
         ] {
             assert_eq!(decide(&newcomer(&[1]), "ns/c", &pods).is_ok(), good, "{what}");
         }
@@ -239,7 +244,10 @@ mod tests {
         }
         let gone = Newcomer { dead: vec![node(1)], ..newcomer(&[]) };
         let why = decide(&gone, "ns/c", &[old(Some("a1")), new(Some("b1"))]).unwrap_err();
-        assert!(why.contains("virtual machine a (pod old on node n1)") && why.contains("out-of-service"), "{why}");
+        assert!(
+            why.contains("virtual machine a (pod old on node n1)") && why.contains("out-of-service"),
+            "{why}"
+        );
     }
 
     fn any_pod() -> impl Strategy<Value = PodUse> {

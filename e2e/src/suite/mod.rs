@@ -42,13 +42,41 @@ pub enum Run {
     Alone(fn() -> Result<()>),
 }
 
-/// Cases that take long and show what others show piece by piece: they run when they are named.
-const BY_NAME: [&str; 2] = ["moves/drain-vm", "moves/spill-home"];
+/// When a test runs that nobody has named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Each time.
+    Always,
+    /// While the run has taken less than it may; the less, the earlier.
+    IfTime(usize),
+    /// Never.
+    ByName,
+}
 
-impl Case {
-    /// Whether it runs when no case is named.
-    pub fn by_default(&self) -> bool {
-        !BY_NAME.contains(&self.name)
+/// What takes long, or shows in parts what others show as a whole: the most telling first.
+pub(crate) const IF_TIME: [&str; 12] = [
+    "kube/sanity",
+    "kube/store",
+    "kube/kubevirt",
+    "kube/node-killed",
+    "kube/access",
+    "kube/expand",
+    "kube/leader-killed",
+    "kube/limits",
+    "kube/cli",
+    "kube/uninstall",
+    "kube/rolling",
+    "kube/outage",
+];
+/// What takes longer than anybody waits for a check.
+pub(crate) const BY_NAME: [&str; 3] = ["moves/drain-vm", "moves/spill-home", "kube/scale"];
+
+/// When the test of this name runs.
+pub fn when(name: &str) -> When {
+    match IF_TIME.iter().position(|n| *n == name) {
+        Some(at) => When::IfTime(at),
+        None if BY_NAME.contains(&name) => When::ByName,
+        None => When::Always,
     }
 }
 

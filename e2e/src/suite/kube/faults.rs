@@ -29,25 +29,21 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "kube/node-killed",
         about: "a node dies: its pods' volumes go on elsewhere, with the out-of-service taint and without",
-        by_default: false,
         run: node_killed,
     },
     Case {
         name: "kube/leader-killed",
         about: "the reigning controller dies while 50 claims are provisioned: all bind, nothing leaks",
-        by_default: false,
         run: leader_killed,
     },
     Case {
         name: "kube/outage",
         about: "API server and etcd are away for two minutes: I/O goes on, and everything converges after",
-        by_default: false,
         run: outage,
     },
     Case {
         name: "kube/rolling",
         about: "node plugins are restarted one by one, and the release is upgraded: I/O goes on",
-        by_default: false,
         run: rolling,
     },
 ];

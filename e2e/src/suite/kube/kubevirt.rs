@@ -27,8 +27,6 @@ use crate::{
 pub(super) const CASES: &[Case] = &[Case {
     name: "kube/kubevirt",
     about: "launcher pods of one VM live-migrate it under verified I/O; a pod of another VM is refused meanwhile",
-    // A QEMU emulated in an emulated node: minutes more than a check may take.
-    by_default: false,
     run: migrate,
 }];
 

@@ -18,7 +18,6 @@ use crate::{
 pub(super) const CASES: &[Case] = &[Case {
     name: "kube/limits",
     about: "iops of a VolumeAttributesClass hold within 5 % as fio in the pod sees them, and change with the claim's class",
-    by_default: false,
     run: limits,
 }];
 

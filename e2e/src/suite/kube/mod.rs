@@ -28,8 +28,6 @@ pub struct Case {
     pub name: &'static str,
     /// What it shows, in one line.
     pub about: &'static str,
-    /// Whether it runs when nothing is named: all of them take longer than people wait for a check.
-    pub by_default: bool,
     /// Runs it.
     pub run: fn(&mut KubeCluster) -> Result<()>,
 }

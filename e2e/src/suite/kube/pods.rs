@@ -12,7 +12,6 @@ use crate::kube::KubeCluster;
 pub(super) const CASES: &[Case] = &[Case {
     name: "kube/pods",
     about: "Block, ext4 and xfs: a pod writes, a pod on another node reads it back",
-    by_default: true,
     run: pods,
 }];
 

@@ -16,7 +16,6 @@ use crate::kube::{
 pub(super) const CASES: &[Case] = &[Case {
     name: "kube/uninstall",
     about: "helm test; helm uninstall refuses while there are volumes; gone and back, all is found, and I/O went on",
-    by_default: false,
     run: uninstall,
 }];
 

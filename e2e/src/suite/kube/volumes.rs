@@ -23,25 +23,17 @@ pub(super) const CASES: &[Case] = &[
     Case {
         name: "kube/placement",
         about: "beside the pod while there is room, the rest borrowed; what fits nowhere waits, and capacity says so",
-        by_default: true,
         run: placement,
     },
     Case {
         name: "kube/cli",
         about: "weir and the kubeconfig are enough to see volumes, loans and why",
-        by_default: false,
         run: cli,
     },
-    Case {
-        name: "kube/expand",
-        about: "volumes grow under I/O: raw and with a file system",
-        by_default: false,
-        run: expand,
-    },
+    Case { name: "kube/expand", about: "volumes grow under I/O: raw and with a file system", run: expand },
     Case {
         name: "kube/access",
         about: "two pods on one node share a volume; ReadWriteOncePod lets one in",
-        by_default: false,
         run: access,
     },
 ];
