@@ -83,6 +83,12 @@ impl Program {
     /// Grows volumes with their claims.
     pub const RESIZER: Program =
         Program::plain("csi-resizer", "csi", "github.com/kubernetes-csi/external-resizer/v2/cmd/csi-resizer");
+    /// Tells Weir's controller what the API server has attached where, if a release wants that.
+    pub const ATTACHER: Program = Program::plain(
+        "csi-attacher",
+        "csi",
+        "github.com/kubernetes-csi/external-attacher/v4/cmd/csi-attacher",
+    );
 
     /// A driver that does nothing, to measure beside.
     pub const FLOOR: Program = Program::plain("csi-floor", "floor", ".");

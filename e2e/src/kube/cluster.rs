@@ -271,18 +271,19 @@ impl KubeCluster {
     /// # Errors
     /// helm's, or something does not come up: with what the pods say.
     pub fn install(&self) -> Result<()> {
-        let values = self.write_values()?;
-        let chart = chart();
-        self.helm(&[
-            "install",
-            RELEASE,
-            &chart.display().to_string(),
-            "--namespace",
-            WEIR,
-            "--create-namespace",
-            "--values",
-            &values.display().to_string(),
-        ])?;
+        self.install_with(&[])
+    }
+
+    /// The same with values of its own: `install_with(&["attachRequired=true"])`.
+    ///
+    /// # Errors
+    /// As [`Self::install`].
+    pub fn install_with(&self, set: &[&str]) -> Result<()> {
+        let (chart, values) = (chart().display().to_string(), self.write_values()?.display().to_string());
+        let mut args =
+            vec!["install", RELEASE, &chart, "--namespace", WEIR, "--create-namespace", "--values", &values];
+        args.extend(set.iter().flat_map(|value| ["--set", value]));
+        self.helm(&args)?;
         self.wait_weir().with_context(|| self.pods_at_a_glance())
     }
 

@@ -35,6 +35,8 @@ pub const TOOLBOX: &str = "lab.local/toolbox:1";
 /// The sidecars, as the chart names them.
 const PROVISIONER: &str = "registry.k8s.io/sig-storage/csi-provisioner:v6.3.0";
 const RESIZER: &str = "registry.k8s.io/sig-storage/csi-resizer:v2.2.0";
+/// The one that only some releases have: nodes do not begin with it.
+pub const ATTACHER: &str = "registry.k8s.io/sig-storage/csi-attacher:v4.12.0";
 /// The name under which the chart looks for Weir's own.
 const WEIR: &str = "localhost/weir";
 /// Tools that weir-node calls, and what its init container needs.

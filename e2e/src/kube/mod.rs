@@ -15,5 +15,5 @@ mod plane;
 
 pub use binaries::{Program, ensure, ensure_all};
 pub use cluster::KubeCluster;
-pub use images::{BUSYBOX, TOOLBOX};
+pub use images::{ATTACHER, BUSYBOX, TOOLBOX};
 pub use plane::ControlPlane;

@@ -54,7 +54,7 @@ pub enum When {
 }
 
 /// What takes long, or shows in parts what others show as a whole: the most telling first.
-pub(crate) const IF_TIME: [&str; 12] = [
+pub(crate) const IF_TIME: [&str; 13] = [
     "kube/sanity",
     "kube/store",
     "kube/kubevirt",
@@ -65,6 +65,7 @@ pub(crate) const IF_TIME: [&str; 12] = [
     "kube/limits",
     "kube/cli",
     "kube/uninstall",
+    "kube/attach",
     "kube/rolling",
     "kube/outage",
 ];

@@ -152,8 +152,8 @@ fn measure(c: &KubeCluster, options: &Options, report: &mut Report) -> Result<()
                 eprintln!("{} at once, round {} of {}: {flavour}", step.parallel, n + 1, step.rounds);
                 let times = round(c, &watch, flavour, &format!("r{n}"), step.parallel)?;
                 report.add(flavour, step.parallel, &times);
-                eprintln!("{}", report.render());
             }
+            eprintln!("{}", report.table());
         }
     }
     Ok(())

@@ -75,7 +75,8 @@ impl Report {
         self.api_writes.get(flavour.as_str()).map_or(0.0, |w| w.values().sum())
     }
 
-    pub(super) fn render(&self) -> String {
+    /// What was timed so far.
+    pub(super) fn table(&self) -> Table {
         let mut table = Table::new();
         table.load_style(presets::NOTHING).set_header([
             "ms",
@@ -102,7 +103,12 @@ impl Report {
             });
             table.add_row(row);
         }
-        let mut text = format!("{table}\n");
+        table
+    }
+
+    /// All of it.
+    pub(super) fn render(&self) -> String {
+        let mut text = format!("{}\n", self.table());
         if !self.api_writes.is_empty() {
             text += "\nwrites to the API server for one volume, from its claim to its end\n";
         }

@@ -1,5 +1,6 @@
 //! What needs Kubernetes: an API server alone, or a whole cluster with Weir on it, which cases share.
 
+mod attach;
 mod check;
 mod faults;
 mod identity;
@@ -42,6 +43,7 @@ pub fn cases() -> Vec<Case> {
         faults::CASES,
         identity::CASES,
         release::CASES,
+        attach::CASES,
     ];
     all.concat()
 }

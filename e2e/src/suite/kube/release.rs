@@ -38,6 +38,22 @@ fn uninstall(c: &mut KubeCluster) -> Result<()> {
     c.plane().kubectl(&["get", "daemonset/weir-node", "deployment/weir-controller", "-n", WEIR])?;
     // Nothing is lost when a person insists.
     c.helm(&["uninstall", RELEASE, "--namespace", WEIR, "--no-hooks"])?;
+    wait_removed(c)?;
+    let r = io.wait_writes(64).context("I/O without Weir")?;
+    println!("   without Weir: {} writes so far, longest stall {} ms", r.writes, r.max_stall_ms);
+    c.install().context("install it again")?;
+    check::agree(c).context("after the second install")?;
+    io.finish(c)?;
+    let again = PodIo::start(c, 3, "idle-io", "idle", Mode::Block, 62)?.begun(c)?;
+    again.finish(c)?;
+    for claim in ["kept", "idle"] {
+        delete_claim(c, claim)?;
+    }
+    wait_gone(c)
+}
+
+/// Waits until nothing of a release runs any more.
+pub(super) fn wait_removed(c: &KubeCluster) -> Result<()> {
     c.wait("the plugin's pods to be gone", PATIENCE, || {
         let left = c.plane().kubectl(&[
             "get",
@@ -51,18 +67,7 @@ fn uninstall(c: &mut KubeCluster) -> Result<()> {
         ])?;
         ensure!(left.trim().is_empty(), "left: {left}");
         Ok(Some(()))
-    })?;
-    let r = io.wait_writes(64).context("I/O without Weir")?;
-    println!("   without Weir: {} writes so far, longest stall {} ms", r.writes, r.max_stall_ms);
-    c.install().context("install it again")?;
-    check::agree(c).context("after the second install")?;
-    io.finish(c)?;
-    let again = PodIo::start(c, 3, "idle-io", "idle", Mode::Block, 62)?.begun(c)?;
-    again.finish(c)?;
-    for claim in ["kept", "idle"] {
-        delete_claim(c, claim)?;
-    }
-    wait_gone(c)
+    })
 }
 
 fn last_line(text: &str) -> &str {
