@@ -1,4 +1,4 @@
-//! Writes the definitions into the chart, and their reference into docs.
+//! Writes the definitions into the chart, and their reference and that of parameters into docs.
 
 use std::path::Path;
 
@@ -9,7 +9,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         std::fs::write(dir.join(&name), text)?;
         println!("{name}");
     }
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/crds.md");
-    std::fs::write(page, api::reference::page()?)?;
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    std::fs::write(docs.join("crds.md"), api::reference::page()?)?;
+    let page = docs.join("parameters.md");
+    std::fs::write(&page, api::parameters::fill(&std::fs::read_to_string(&page)?)?)?;
     Ok(())
 }

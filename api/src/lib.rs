@@ -17,6 +17,7 @@ pub mod convert;
 pub mod crds;
 mod disk;
 mod node;
+pub mod parameters;
 mod pool_resource;
 mod quantity;
 pub mod reference;

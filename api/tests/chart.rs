@@ -67,3 +67,14 @@ fn sidecars_are_pinned_by_version() {
         assert!(tag.starts_with('v') && tag.split('.').count() == 3, "{name}: {tag}");
     }
 }
+
+#[test]
+fn no_build_of_an_image_is_given_what_git_ignores() {
+    let root = |file: &str| chart(&format!("../../{file}"));
+    let ignored = root(".dockerignore");
+    for line in root(".gitignore").lines() {
+        // Git's "anywhere" and docker's are written otherwise.
+        let docker = line.strip_prefix('/').map_or_else(|| format!("**/{line}"), str::to_owned);
+        assert!(ignored.lines().any(|l| l == docker), "{docker} is not in .dockerignore");
+    }
+}

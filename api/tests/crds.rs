@@ -21,6 +21,14 @@ fn the_chart_has_what_the_types_say() {
     assert_eq!(there, want);
 }
 
+#[test]
+fn the_page_of_parameters_is_up_to_date() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/parameters.md");
+    let there = std::fs::read_to_string(page).unwrap();
+    let want = api::parameters::fill(&there).unwrap();
+    assert!(there == want, "docs/parameters.md is not up to date: cargo run -p api --example crds");
+}
+
 /// Each schema has one type (or is an int-or-string), and none of what structural schemas forbid.
 fn check(at: &str, v: &Value) {
     let o = v.as_object().unwrap_or_else(|| panic!("{at} is no schema"));

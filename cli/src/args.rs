@@ -50,6 +50,9 @@ pub(crate) struct To {
     /// In Kubernetes: the namespace that Weir is installed in.
     #[arg(short, long, global = true, default_value = "weir-system", value_name = "NAME")]
     pub(crate) namespace: String,
+    /// In Kubernetes: the Lease whose holder reigns; RELEASE-weir-controller for a release that is not named weir.
+    #[arg(long, global = true, env = "WEIR_LEASE", default_value = "weir-controller", value_name = "NAME")]
+    pub(crate) lease: String,
 }
 
 /// How answers are written.

@@ -23,8 +23,6 @@ use crate::args::To;
 const CONFIGS: [&str; 2] = [".config/weir/cli.yaml", "/etc/weir/cli.yaml"];
 /// The port in the controller's pod.
 const POD_PORT: u16 = 9503;
-/// The Lease whose holder reigns.
-const LEASE: &str = "weir-controller";
 /// How long the way may take.
 const DIAL: Duration = Duration::from_secs(10);
 /// How long an answer may take: longer than any deadline inside of the controller.
@@ -87,8 +85,13 @@ pub enum ConnectError {
         said: String,
     },
     /// Nobody reigns.
-    #[error("no controller reigns in namespace {0}: its Lease has no holder that is a pod")]
-    Nobody(String),
+    #[error("no controller reigns in namespace {namespace}: its Lease {lease} has no holder that is a pod")]
+    Nobody {
+        /// The namespace.
+        namespace: String,
+        /// The Lease that was looked at.
+        lease: String,
+    },
 }
 
 /// Where a controller is.
@@ -247,7 +250,7 @@ fn forwarded_port(line: &str) -> Option<u16> {
 impl Forward {
     fn start(to: &To) -> Result<Self, ConnectError> {
         let lease = kubectl(to)
-            .args(["get", "lease", LEASE, "-o", "jsonpath={.spec.holderIdentity}"])
+            .args(["get", "lease", &to.lease, "-o", "jsonpath={.spec.holderIdentity}"])
             .stdin(Stdio::null())
             .output()
             .map_err(ConnectError::Kubectl)?;
@@ -256,7 +259,8 @@ impl Forward {
             return Err(ConnectError::Refused { what: "get lease", said });
         }
         let holder = String::from_utf8_lossy(&lease.stdout).trim().to_owned();
-        let pod = holder_pod(&holder).ok_or_else(|| ConnectError::Nobody(to.namespace.clone()))?;
+        let nobody = || ConnectError::Nobody { namespace: to.namespace.clone(), lease: to.lease.clone() };
+        let pod = holder_pod(&holder).ok_or_else(nobody)?;
         let child = kubectl(to)
             .args(["port-forward", "--address", "127.0.0.1", &format!("pod/{pod}"), &format!(":{POD_PORT}")])
             .stdin(Stdio::null())

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod demo;
 pub mod kube;
 pub mod lab;
+mod manifests;
 pub mod mux;
 mod nvmet;
 pub mod proto;

@@ -13,6 +13,7 @@ use crate::{
     cluster::{Cluster, Spec},
     kube::{self, KubeCluster},
     lab::process::{self, Lifetime},
+    manifests,
     suite::{self, Case, Run, When},
 };
 
@@ -49,17 +50,26 @@ struct Step {
     run: fn() -> Result<Tally>,
 }
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step { name: "format", about: "rustfmt finds nothing to change", run: format },
     Step { name: "lint", about: "clippy finds nothing to warn of", run: lint },
     Step { name: "unit", about: "unit, property, simulation and contract tests", run: unit },
-    Step { name: "manifests", about: "deploy/weir.yaml is the chart rendered", run: manifests },
+    Step {
+        name: "manifests",
+        about: "deploy/weir.yaml is the chart rendered; what its options make fits together",
+        run: manifests,
+    },
     Step {
         name: "kube/sanity",
         about: "csi-sanity on a controller whose records are custom resources",
         run: kube_sanity,
     },
     Step { name: "kube/store", about: "the store and identities against a real API server", run: kube_store },
+    Step {
+        name: "kube/chart",
+        about: "who makes certificates is decided once: helm install and upgrade on an API server",
+        run: kube_chart,
+    },
     Step {
         name: "kube/scale",
         about: "100,000 volumes in a real API server, loaded page by page",
@@ -277,7 +287,14 @@ fn manifests() -> Result<Tally> {
     if !ok {
         println!("deploy/weir.yaml is not what deploy/render.sh makes of the chart");
     }
-    Ok(Tally::one(ok))
+    let mut tally = Tally::one(ok);
+    for (rendering, result) in manifests::check_all()? {
+        if let Err(e) = &result {
+            println!("the chart with {rendering}: {e:#}");
+        }
+        tally.add(Tally::one(result.is_ok()));
+    }
+    Ok(tally)
 }
 
 /// The tests of the controller that are left out everywhere else, with an API server.
@@ -287,6 +304,10 @@ fn kube_store() -> Result<Tally> {
 
 fn kube_sanity() -> Result<Tally> {
     suite::sanity::on_kubernetes().map(|()| Tally::one(true))
+}
+
+fn kube_chart() -> Result<Tally> {
+    manifests::sources().map(|()| Tally::one(true))
 }
 
 fn kube_scale() -> Result<Tally> {

@@ -3,6 +3,7 @@
 //! Invariants: values of these types may name what the product cannot do yet (mirrors, thin volumes); only
 //! [`params`] decides what is accepted from people. Must not know: disks, where anything lies.
 
+pub mod known;
 pub mod params;
 
 use std::fmt;

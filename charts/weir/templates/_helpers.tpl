@@ -46,9 +46,53 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") 
 {{ include "weir.controller" . }}.{{ .Release.Namespace }}.svc
 {{- end }}
 
+{{- /* Where a pod of ours that is neither controller nor node goes, and how its image is got. */}}
+{{- define "weir.errand" -}}
+restartPolicy: {{ .restartPolicy }}
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .like.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .like.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- /* Where the reigning controller serves `weir`. The loopback of a node is every process's there, a pod's only that pod's. */}}
+{{- define "weir.operatorSocket" -}}/run/weir/operator.sock{{- end }}
+{{- define "weir.operatorPort" -}}127.0.0.1:9503{{- end }}
+
+{{- /*
+Who makes certificates. `auto` stays with what is there: another CA would cut nodes off from controllers until all have read
+it. Our own CA is told by its ConfigMap, cert-manager's certificate by what it notes on the Secret. Without a cluster to look
+into (helm template) nothing is there.
+*/}}
+{{- define "weir.tlsSource" -}}
+{{- if ne .Values.tls.source "auto" -}}
+{{ .Values.tls.source }}
+{{- else -}}
+{{- $there := .Capabilities.APIVersions.Has "cert-manager.io/v1" }}
+{{- $secret := lookup "v1" "Secret" .Release.Namespace (printf "%s-tls" (include "weir.fullname" .)) | default dict }}
+{{- if lookup "v1" "ConfigMap" .Release.Namespace (include "weir.caBundle" .) -}}
+controller
+{{- else if dig "metadata" "annotations" "cert-manager.io/certificate-name" "" $secret -}}
+{{- if not $there }}
+{{- fail (printf "tls.source auto: Secret %s is cert-manager's, and cert-manager is not there: bring it back, or say tls.source and delete the Secret" $secret.metadata.name) }}
+{{- end -}}
+certManager
+{{- else if $there -}}
+certManager
+{{- else -}}
+controller
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- /* Objects of TLS. */}}
 {{- define "weir.tlsSecret" -}}
-{{- if eq .Values.tls.source "secret" -}}
+{{- if eq (include "weir.tlsSource" .) "secret" -}}
 {{ required "tls.secretName: with tls.source secret, the Secret's name is needed" .Values.tls.secretName }}
 {{- else -}}
 {{ include "weir.fullname" . }}-tls
@@ -72,9 +116,12 @@ listen:
   csi: unix:///run/weir/csi.sock
   nodes: {{ include "weir.hostPort" (list .Values.controller.listenAddress .Values.controller.ports.session) | quote }}
   http: {{ include "weir.hostPort" (list .Values.controller.listenAddress .Values.controller.ports.http) | quote }}
-  {{- if .Values.controller.operator.enabled }}
+  {{- if and .Values.controller.operator.enabled .Values.controller.hostNetwork }}
+  # For `weir` in this container: on the loopback of the node any process could ask.
+  operator: {at: "unix://{{ include "weir.operatorSocket" . }}"}
+  {{- else if .Values.controller.operator.enabled }}
   # Where `weir` looks for it, by a port that is forwarded into the reigning pod.
-  operator: {at: "tcp://127.0.0.1:9503", plain: true}
+  operator: {at: "tcp://{{ include "weir.operatorPort" . }}", plain: true}
   {{- end }}
 store:
   kubernetes:
@@ -90,7 +137,7 @@ lendByForecast: {{ .Values.controller.lendByForecast }}
 moves: {{- toYaml . | nindent 2 }}
 {{- end }}
 tls:
-{{- if eq .Values.tls.source "controller" }}
+{{- if eq (include "weir.tlsSource" .) "controller" }}
   kubernetes:
     namespace: {{ .Release.Namespace }}
     secret: {{ include "weir.tlsSecret" . }}

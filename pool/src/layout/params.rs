@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Serialize};
 
-use super::{FsType, Layout, Locality, Provisioning, Sharing};
+use super::{FsType, Layout, Locality, Provisioning, Sharing, known};
 use crate::{
     ids::PoolName,
     units::{Bytes, ExtentSize, Sectors},
@@ -21,6 +21,8 @@ pub const MAX_STRIPES: u32 = 64;
 pub const MAX_LENDERS: u32 = 64;
 /// Lenders of a volume unless its class says otherwise.
 pub const DEFAULT_LENDERS: u32 = 8;
+/// What `layout` may say.
+pub const LAYOUTS: &[&str] = &["linear", "striped", "auto", "wholeDisk"];
 /// The chunk of striped volumes unless their class says otherwise.
 pub const DEFAULT_CHUNK: Bytes = Bytes::kib(64);
 /// The smallest chunk: the largest logical block there is in practice.
@@ -152,8 +154,6 @@ impl fmt::Display for Problem {
 #[error("volume parameters refused: {}", .0.iter().map(Problem::to_string).collect::<Vec<_>>().join("; "))]
 pub struct ParamsError(pub Vec<Problem>);
 
-const KEYS: &str = "pool, layout, stripes, stripeChunk, replicas, provisioning, locality, maxLenders, sharing, fsType, \
-                    csi.storage.k8s.io/fstype, encryption, iops, throughput";
 const FSTYPE_KEY: &str = "csi.storage.k8s.io/fstype";
 const PVC_NAME_KEY: &str = "csi.storage.k8s.io/pvc/name";
 const PVC_NAMESPACE_KEY: &str = "csi.storage.k8s.io/pvc/namespace";
@@ -244,7 +244,7 @@ impl VolumeParams {
             bag.problem("encryption", Some(&v), "not supported yet; allowed: none");
         }
         let limits = parse_limits(&mut bag);
-        finish(bag, KEYS)?;
+        finish(bag, &known::keys(false))?;
         let (layout, by_need) = match kind {
             Some(Kind::Of(layout)) => (layout, None),
             Some(Kind::ByNeed { chunk }) => (Layout::Linear, Some(chunk)),
@@ -264,7 +264,7 @@ impl Limits {
         let left = params.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
         let mut bag = Bag { left, problems: Vec::new() };
         let limits = parse_limits(&mut bag);
-        finish(bag, "iops, throughput (no other parameter of a volume can change)")?;
+        finish(bag, &format!("{} (no other parameter of a volume can change)", known::keys(true)))?;
         Ok(limits)
     }
 }
@@ -299,7 +299,7 @@ enum Kind {
 
 /// `None` when the layout is wrong, so that what depends on it is not judged against a guess.
 fn parse_layout(bag: &mut Bag) -> Option<Kind> {
-    const ALLOWED: &str = "allowed: linear, striped, auto, wholeDisk";
+    let allowed = format!("allowed: {}", LAYOUTS.join(", "));
     let word = bag.left.remove("layout");
     let layout = match word.as_deref() {
         None | Some("linear") => Some(Layout::Linear),
@@ -316,12 +316,12 @@ fn parse_layout(bag: &mut Bag) -> Option<Kind> {
             return Some(Kind::Of(Layout::Striped { stripes, chunk: parse_chunk(bag) }));
         }
         Some(v @ "mirrored") => {
-            bag.problem("layout", Some(v), format!("not supported yet; {ALLOWED}"));
+            bag.problem("layout", Some(v), format!("not supported yet; {allowed}"));
             bag.left.remove("replicas");
             None
         }
         Some(v) => {
-            bag.problem("layout", Some(v), ALLOWED);
+            bag.problem("layout", Some(v), allowed);
             None
         }
     };
@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn everything_said_is_taken() {
-        let Asked { params: p, claim: c, by_need } = parse(&[
+        let all = [
             ("pool", "p1"),
             ("layout", "striped"),
             ("stripes", "4"),
@@ -432,8 +432,14 @@ mod tests {
             ("csi.storage.k8s.io/pvc/name", "c"),
             ("csi.storage.k8s.io/pvc/namespace", "ns"),
             ("csi.storage.k8s.io/pv/name", "pv"),
-        ])
-        .expect("all valid");
+        ];
+        let mut listed: Vec<_> = known::parameters().into_iter().flat_map(|p| p.keys).copied().collect();
+        listed.extend([PVC_NAME_KEY, PVC_NAMESPACE_KEY, PV_NAME_KEY]);
+        listed.sort_unstable();
+        let mut said = all.map(|(key, _)| key);
+        said.sort_unstable();
+        assert_eq!(said[..], listed[..]);
+        let Asked { params: p, claim: c, by_need } = parse(&all).expect("all valid");
         assert_eq!(p.layout, Layout::Striped { stripes: 4, chunk: Sectors::new(256) });
         assert_eq!((p.locality, p.max_lenders, p.fs_type), (Locality::None, 64, Some(FsType::Xfs)));
         assert_eq!(p.limits, Limits { iops: Some(500), throughput: Some(Bytes::mib(100)) });
