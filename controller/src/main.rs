@@ -74,7 +74,7 @@ async fn run(args: &Args) -> Result<(), Box<dyn std::error::Error>> {
     let fault = Fault::from_env()?;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(cluster::discreet(filter))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     if args.log_json {

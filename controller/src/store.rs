@@ -87,12 +87,21 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// It was refused for good.
+    /// It was refused, and nothing happened. Somebody has to see to it; it may be tried again all the same.
     #[error("the store refuses to do this to {what}")]
     Refused {
         /// What it was to be done to.
         what: String,
         /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It happened, and what is stored now is not what was to be.
+    #[error("{what} was stored otherwise than it was written")]
+    Altered {
+        /// What was written.
+        what: String,
+        /// How it differs.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -122,12 +131,12 @@ impl StoreError {
     /// What it means for the caller.
     pub fn class(&self) -> Class {
         match self {
-            StoreError::NotNow(_) => Class::Transient,
+            StoreError::NotNow(_) | StoreError::Refused { .. } => Class::Transient,
             StoreError::OutcomeUnknown { .. } | StoreError::Latched(_) => Class::OutcomeUnknown,
             StoreError::Conflict { .. }
             | StoreError::Locked { .. }
             | StoreError::Open { .. }
-            | StoreError::Refused { .. }
+            | StoreError::Altered { .. }
             | StoreError::Corrupt { .. } => Class::Permanent,
         }
     }

@@ -212,11 +212,11 @@ impl Engine {
         if let Err(e) = &w.result
             && e.class() != Class::Transient
         {
-            tracing::error!(key = %w.key, error = %e, "a record could not be written; the core stops");
+            tracing::error!(key = %w.key, error = observe::chain(e), "a record could not be written; the core stops");
         }
         let result = match w.result {
             Ok(version) => Ok(version),
-            Err(e) if e.class() == Class::Transient => Err(e.to_string()),
+            Err(e) if e.class() == Class::Transient => Err(observe::chain(&e)),
             Err(e) => {
                 self.fatal.get_or_insert(e);
                 return;

@@ -9,10 +9,15 @@
 //!   that nobody is told anything about keep their version; whoever changes one of them first, the other one notices.
 //! - It cannot add what its successor does not know of: a new record counts only once the Lease has been renewed after it
 //!   was made. A successor takes the Lease before it loads.
+//! - It cannot take back what its successor has seen: a record that was never changed since it was made is written again, too.
 //! - The API server refuses a spec with a smaller term or epoch than the one that stands there (CEL rules of the schema).
 //!
 //! An outcome that is not known is found out by asking again, for as long as the Lease is held: nobody else writes a record
-//! under our term. Without the Lease nothing is written any more.
+//! under our term. Without the Lease nothing is written any more. What the API server refuses, with nothing before it that may
+//! have been done, has not happened.
+//!
+//! All pages of a list are read before the first record of it is written again: the API server forgets the state that a list
+//! shows after some minutes.
 //!
 //! Must not know: what decisions mean, who asks for them.
 
@@ -21,14 +26,13 @@ mod resource;
 mod wire;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use k8s_openapi::api::core::v1::Namespace;
-use kube::{Api, Client};
+use kube::Client;
 use pool::{
     ids::Term,
     record::{Key, Record},
@@ -39,7 +43,7 @@ pub use lease::{LeaseConfig, Other};
 use super::{Page, Reign, Store, StoreError, Stored, Version};
 use lease::Lease;
 use resource::{KINDS, Kind, Resource};
-use wire::{Failure, Wire};
+use wire::{Failure, SYSTEM_NAMESPACE, Wire};
 
 /// Records that are written again at the same time when a reign begins.
 const STAMPS: usize = 32;
@@ -47,8 +51,6 @@ const STAMPS: usize = 32;
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// For how long a page of a list is asked for.
 const LIST: Duration = Duration::from_secs(60);
-/// The namespace whose UID names the cluster for good: it cannot be deleted.
-const SYSTEM_NAMESPACE: &str = "kube-system";
 
 /// What is known of a record that the store has seen.
 #[derive(Clone, Debug)]
@@ -61,14 +63,41 @@ struct Row {
     uid: String,
     /// Tells specs apart.
     fingerprint: u64,
+    /// See [`Resource::bare`].
+    bare: Option<Box<[String]>>,
+}
+
+impl Row {
+    /// Takes note of how its resource is now, with the same spec.
+    fn follow(&mut self, now: &Resource) {
+        now.resource_version().clone_into(&mut self.resource_version);
+        self.bare = now.bare();
+    }
+}
+
+/// Where in the records a page starts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Place {
+    /// Which of [`KINDS`].
+    kind: usize,
+    /// How many of it come before.
+    given: usize,
+}
+
+/// A kind's resources that were listed and not handed out yet.
+#[derive(Default)]
+struct Loading {
+    /// The first of them.
+    at: Place,
+    left: VecDeque<Resource>,
 }
 
 /// The records of a cluster.
 pub struct Kubernetes {
     wire: Wire,
-    client: Client,
     lease: Lease,
     rows: Mutex<HashMap<Key, Row>>,
+    loading: Mutex<Loading>,
 }
 
 impl Kubernetes {
@@ -76,9 +105,9 @@ impl Kubernetes {
     pub fn new(client: Client, lease: LeaseConfig) -> Self {
         Self {
             wire: Wire::new(client.clone()),
-            lease: Lease::new(client.clone(), lease),
-            client,
+            lease: Lease::new(client, lease),
             rows: Mutex::new(HashMap::new()),
+            loading: Mutex::new(Loading::default()),
         }
     }
 
@@ -105,6 +134,10 @@ impl Kubernetes {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn loading(&self) -> MutexGuard<'_, Loading> {
+        self.loading.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn row(&self, key: &Key) -> Option<Row> {
         self.rows().get(key).cloned()
     }
@@ -120,6 +153,7 @@ impl Kubernetes {
             resource_version: r.resource_version().to_owned(),
             uid: r.uid().to_owned(),
             fingerprint: r.fingerprint(),
+            bare: r.bare(),
         };
         self.rows().insert(key.clone(), row);
         Ok(version)
@@ -131,13 +165,43 @@ impl Kubernetes {
     }
 
     /// A page of a list, asked for again while the API server is busy: it may be while it starts itself.
-    async fn list(&self, kind: Kind, token: Option<String>, max: usize) -> Result<wire::Listed, StoreError> {
+    async fn page(&self, kind: Kind, token: Option<String>, max: usize) -> Result<wire::Listed, Failure> {
         let (mut pause, begun) = (Pause::new(), tokio::time::Instant::now());
         loop {
             match self.wire.list(kind, token.clone(), max).await {
-                Ok(page) => return Ok(page),
-                Err(e) if e.may_pass() && begun.elapsed() < LIST => pause.wait(&e, kind.plural()).await,
+                Err(e) if e.may_pass_at_start() && begun.elapsed() < LIST => {
+                    pause.wait(&e, kind.plural()).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Goes through all resources of a kind as they are at one moment, `max` at a request. Once the API server has
+    /// forgotten that moment it begins anew, from nothing.
+    async fn walk<T: Default + Send>(
+        &self,
+        kind: Kind,
+        max: usize,
+        take: impl Fn(&mut T, Resource) + Send + Sync,
+    ) -> Result<T, StoreError> {
+        let (mut so_far, mut token) = (T::default(), None);
+        loop {
+            let page = match self.page(kind, token.clone(), max).await {
+                Ok(page) => page,
+                Err(e @ Failure::Expired(_)) if token.is_some() => {
+                    tracing::warn!(kind = kind.plural(), error = %e, "listing from the start again");
+                    (so_far, token) = (T::default(), None);
+                    continue;
+                }
                 Err(e) => return Err(e.into_store(kind.plural())),
+            };
+            for r in page.resources {
+                take(&mut so_far, r.map_err(corrupt)?);
+            }
+            token = page.next;
+            if token.is_none() {
+                return Ok(so_far);
             }
         }
     }
@@ -146,17 +210,8 @@ impl Kubernetes {
     async fn highest_term(&self) -> Result<u64, StoreError> {
         let mut highest = 0;
         for kind in KINDS {
-            let mut token = None;
-            loop {
-                let page = self.list(kind, token, 500).await?;
-                for r in page.resources {
-                    highest = highest.max(r.map_err(corrupt)?.term().get());
-                }
-                token = page.next;
-                if token.is_none() {
-                    break;
-                }
-            }
+            let of_kind = self.walk(kind, 500, |n: &mut u64, r| *n = r.term().get().max(*n)).await?;
+            highest = highest.max(of_kind);
         }
         Ok(highest)
     }
@@ -168,24 +223,27 @@ impl Kubernetes {
             if r.is_dead() {
                 return Ok(None);
             }
-            if r.term() >= term || !r.record().map_err(corrupt)?.has_goals() {
+            if r.term() >= term {
+                return Ok(Some(r));
+            }
+            let record = r.record().map_err(corrupt)?;
+            if !record.has_goals() && !r.is_as_made() {
                 return Ok(Some(r));
             }
             self.term()?;
-            let record = r.record().map_err(corrupt)?;
             let wanted = Resource::of(&record, term);
-            match self.wire.replace_spec(&wanted, r.resource_version()).await {
+            match self.wire.replace_spec(&wanted, r.resource_version(), r.bare().as_deref()).await {
                 Ok(written) => return Ok(Some(written)),
                 // Somebody was faster: the predecessor with its last word, or a person with a label.
                 Err(Failure::Conflict) => {}
                 Err(Failure::Gone) => return Ok(None),
-                Err(e) if e.may_pass() => pause.wait(&e, r.name()).await,
+                Err(e) if e.may_pass_at_start() => pause.wait(&e, r.name()).await,
                 Err(e) => return Err(e.into_store(r.name())),
             }
             match self.wire.get(r.kind(), r.name()).await {
                 Ok(Some(now)) => r = now.map_err(corrupt)?,
                 Ok(None) => return Ok(None),
-                Err(e) if e.may_pass() => pause.wait(&e, r.name()).await,
+                Err(e) if e.may_pass_at_start() => pause.wait(&e, r.name()).await,
                 Err(e) => return Err(e.into_store(r.name())),
             }
         }
@@ -198,7 +256,7 @@ impl Kubernetes {
         loop {
             match self.wire.get(kind, &name).await {
                 Ok(found) => return found.transpose().map_err(corrupt),
-                Err(e) if e.may_pass() => {
+                Err(e) if e.may_pass() || (unsure && e.is_refusal()) => {
                     self.still_ours(key, unsure)?;
                     pause.wait(&e, &name).await;
                 }
@@ -226,13 +284,14 @@ impl Kubernetes {
             let wanted = Resource::of(record, term);
             match self.wire.create(&wanted).await {
                 Ok(made) => break made,
-                Err(Failure::Conflict) => {
+                // What was asked for before may have been done, or be done yet.
+                Err(e) if matches!(e, Failure::Conflict) || (unsure && e.is_refusal()) => {
                     let there = self.read(&key, unsure).await?;
                     match there {
                         Some(r) if unsure && r.fingerprint() == wanted.fingerprint() => break r,
                         Some(r) => return Err(conflict(&key, None, r.version())),
-                        // It went away in between: the next attempt makes it.
-                        None => {}
+                        // It went away in between, or never was: the next attempt makes it.
+                        None => pause.wait(&e, wanted.name()).await,
                     }
                 }
                 Err(e @ Failure::Unsent(_)) if !unsure => return Err(e.into_store(&key.to_string())),
@@ -251,19 +310,37 @@ impl Kubernetes {
         self.note(&key, &made)
     }
 
-    /// Takes back a record that was made when the reign was over already: nobody has been told of it, and the successor
-    /// does not count with it.
-    async fn withdraw(&self, r: &Resource) {
-        let mut at = r.resource_version().to_owned();
+    /// Takes back a record that was made when the reign was over already: nobody has been told of it. A successor that has
+    /// seen it has written it again, so that it is not found as it was made, and stays.
+    async fn withdraw(&self, made: &Resource) {
         let done = async {
-            let bare = self.wire.set_finalizers(r.kind(), r.name(), &[], &at).await?;
-            at = bare.resource_version().to_owned();
-            self.wire.delete(r.kind(), r.name(), r.uid(), &at).await
+            let mut r = made.clone();
+            loop {
+                let (kind, name, at) = (r.kind(), r.name(), r.resource_version());
+                let step = if r.is_guarded() {
+                    self.wire.set_finalizers(kind, name, &r.other_finalizers(), at).await.map(Some)
+                } else {
+                    self.wire.delete(kind, name, r.uid(), at).await.map(|()| None)
+                };
+                match step {
+                    Ok(Some(bare)) => r = bare,
+                    Ok(None) | Err(Failure::Gone) => return Ok("taken back"),
+                    Err(Failure::Conflict) => match self.wire.get(kind, name).await?.transpose()? {
+                        Some(now) if now.uid() == made.uid() && now.fingerprint() == made.fingerprint() => {
+                            r = now
+                        }
+                        Some(_) | None => return Ok("left to the next controller"),
+                    },
+                    Err(e) => return Err(e),
+                }
+            }
         };
         match done.await {
-            Ok(()) | Err(Failure::Gone) => {}
+            Ok(how) => {
+                tracing::info!(resource = made.name(), "a record that was made as the reign ended was {how}")
+            }
             Err(e) => tracing::error!(
-                resource = r.name(),
+                resource = made.name(),
                 error = %e,
                 "a record that was made as the reign ended could not be taken back; the next controller finds it"
             ),
@@ -280,14 +357,18 @@ impl Kubernetes {
         loop {
             let term = self.still_ours(&key, unsure)?;
             let wanted = Resource::of(record, term);
-            match self.wire.replace_spec(&wanted, &row.resource_version).await {
+            match self.wire.replace_spec(&wanted, &row.resource_version, row.bare.as_deref()).await {
                 Ok(written) => return self.note(&key, &written),
-                Err(Failure::Conflict) => {
+                // What was asked for before may have been done, or be done yet.
+                Err(e) if matches!(e, Failure::Conflict) || (unsure && e.is_refusal()) => {
                     let Some(now) = self.read(&key, unsure).await? else {
                         return Err(conflict(&key, Some(expected), None));
                     };
                     if now.uid() == row.uid && now.fingerprint() == row.fingerprint {
-                        row.resource_version = now.resource_version().to_owned();
+                        row.follow(&now);
+                        if e.is_refusal() {
+                            pause.wait(&e, wanted.name()).await;
+                        }
                     } else if unsure && now.uid() == row.uid && now.fingerprint() == wanted.fingerprint() {
                         return self.note(&key, &now);
                     } else {
@@ -311,7 +392,7 @@ impl Kubernetes {
             Some(row) if row.version == expected => row,
             other => return Err(conflict(key, Some(expected), other.map(|r| r.version))),
         };
-        let (mut begun, mut pause) = (false, Pause::new());
+        let (mut begun, mut unsure, mut pause) = (false, false, Pause::new());
         loop {
             self.still_ours(key, begun)?;
             let now = match self.read(key, begun).await? {
@@ -335,10 +416,12 @@ impl Kubernetes {
                 // Deleted, or one step further: the next look says which.
                 Ok(()) | Err(Failure::Conflict | Failure::Gone) => begun = true,
                 Err(e @ Failure::Unsent(_)) if !begun => return Err(e.into_store(&key.to_string())),
-                Err(e) if e.may_pass() => {
-                    begun |= e.may_have_happened();
+                Err(e) if e.may_pass() || (unsure && e.is_refusal()) => {
+                    unsure |= e.may_have_happened();
+                    begun |= unsure;
                     pause.wait(&e, name).await;
                 }
+                // Without its finalizer it still is the record that it was.
                 Err(e) => return Err(e.into_store(&key.to_string())),
             }
         }
@@ -370,30 +453,51 @@ fn corrupt(e: resource::Unreadable) -> StoreError {
     StoreError::Corrupt { key: e.resource.clone(), source: Box::new(e) }
 }
 
-/// Where a page starts: which kind, and how far into it.
-fn parse_token(after: Option<&str>) -> Result<(usize, Option<String>), StoreError> {
-    let Some(after) = after else { return Ok((0, None)) };
-    let parsed = after.split_once(':').and_then(|(n, token)| Some((n.parse::<usize>().ok()?, token)));
-    match parsed {
-        Some((n, token)) if n < KINDS.len() => Ok((n, Some(token.to_owned()).filter(|t| !t.is_empty()))),
-        _ => Err(StoreError::NotNow(format!("{after:?} is no place in the store"))),
+impl Place {
+    fn parse(after: Option<&str>) -> Result<Self, StoreError> {
+        let Some(after) = after else { return Ok(Self::default()) };
+        let parsed = after.split_once(':').and_then(|(k, n)| Some((k.parse().ok()?, n.parse().ok()?)));
+        match parsed {
+            Some((kind, given)) if kind < KINDS.len() => Ok(Self { kind, given }),
+            _ => Err(no_place(after)),
+        }
     }
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.kind, self.given)
+    }
+}
+
+fn no_place(at: impl std::fmt::Display) -> StoreError {
+    StoreError::NotNow(format!("{at} is no place in the store; load from its start"))
 }
 
 #[async_trait::async_trait]
 impl Store for Kubernetes {
     async fn load(&self, after: Option<String>, max: usize) -> Result<Page, StoreError> {
-        let (at, token) = parse_token(after.as_deref())?;
-        let page = self.list(KINDS[at], token, max).await?;
-        let next = match page.next {
-            Some(token) => Some(format!("{at}:{token}")),
-            None if at + 1 < KINDS.len() => Some(format!("{}:", at + 1)),
-            None => None,
+        let at = Place::parse(after.as_deref())?;
+        // No lock is held while the API server is asked; of two who load at once one has to begin anew.
+        let mut loading = std::mem::take(&mut *self.loading());
+        if at.given == 0 {
+            let listed = self.walk(KINDS[at.kind], max, |all: &mut VecDeque<_>, r| all.push_back(r)).await?;
+            loading = Loading { at, left: listed };
+        } else if loading.at != at {
+            return Err(no_place(at));
+        }
+        let resources: Vec<Resource> = loading.left.drain(..max.min(loading.left.len())).collect();
+        loading.at.given += resources.len();
+        let next = if !loading.left.is_empty() {
+            Some(loading.at)
+        } else if at.kind + 1 < KINDS.len() {
+            Some(Place { kind: at.kind + 1, given: 0 })
+        } else {
+            None
         };
+        *self.loading() = if loading.left.is_empty() { Loading::default() } else { loading };
         // Before the first reign this is a look and no more.
         let term = self.lease.term().unwrap_or(Term::ZERO);
-        let resources: Vec<Resource> =
-            page.resources.into_iter().collect::<Result<_, _>>().map_err(corrupt)?;
         let stamped: Vec<Option<Resource>> = stream::iter(resources.into_iter().map(|r| self.stamp(r, term)))
             .buffered(STAMPS)
             .try_collect()
@@ -403,7 +507,7 @@ impl Store for Kubernetes {
             let record = r.record().map_err(corrupt)?;
             records.push(Stored { version: self.note(&record.key(), &r)?, record });
         }
-        Ok(Page { records, next })
+        Ok(Page { records, next: next.map(|p| p.to_string()) })
     }
 
     async fn put(&self, expected: Option<Version>, record: Record) -> Result<Version, StoreError> {
@@ -421,11 +525,9 @@ impl Store for Kubernetes {
 
     /// Waits until the Lease is free, or its holder has been silent for its time, and takes it.
     async fn begin(&self) -> Result<Reign, StoreError> {
-        let namespaces: Api<Namespace> = Api::all(self.client.clone());
         let system = loop {
-            match namespaces.get_opt(SYSTEM_NAMESPACE).await {
-                Ok(Some(n)) => {
-                    let uid = n.metadata.uid.unwrap_or_default();
+            match self.wire.system().await {
+                Ok(Some(uid)) => {
                     let bad = |source: uuid::Error| StoreError::Corrupt {
                         key: format!("namespace {SYSTEM_NAMESPACE}"),
                         source: Box::new(source),

@@ -11,10 +11,13 @@ use controller::{
         kubernetes::{Kubernetes, LeaseConfig},
     },
 };
-use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::{
+    api::coordination::v1::Lease,
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, JSONSchemaProps},
+};
 use kube::{
     Api, Client, Config, ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
 use pool::{
@@ -33,7 +36,9 @@ mod admission;
 mod certificates;
 mod outage;
 mod report;
+mod scripted;
 mod tokens;
+mod trouble;
 
 const LEASES: &str = "default";
 
@@ -134,8 +139,10 @@ async fn a_deposed_controller_changes_nothing_that_its_successor_speaks_from() {
     };
     let old = Kubernetes::new(client.clone(), long);
     let first = old.begin().await.unwrap();
-    let (idle, held) = (volume(1), attached(2));
-    let idle_at = old.put(None, idle.clone()).await.unwrap();
+    let (idle, held, fresh) = (changed(&volume(1), "used once"), attached(2), volume(4));
+    let made = old.put(None, volume(1)).await.unwrap();
+    let idle_at = old.put(Some(made), idle.clone()).await.unwrap();
+    let fresh_at = old.put(None, fresh.clone()).await.unwrap();
     let held_at = old.put(None, held.clone()).await.unwrap();
 
     let new = Kubernetes::new(client.clone(), lease("deposed", "new"));
@@ -145,6 +152,7 @@ async fn a_deposed_controller_changes_nothing_that_its_successor_speaks_from() {
     let seen = all(&new, 100).await;
     let version = |r: &Record| seen.iter().find(|(_, s)| s == r).map(|(v, _)| *v).unwrap();
     assert_ne!(version(&held), held_at, "what goals follow from is written again under the new term");
+    assert_ne!(version(&fresh), fresh_at, "so is what its maker may be about to take back");
     assert_eq!(version(&idle), idle_at, "what nobody is told of is left alone");
 
     assert!(
@@ -231,6 +239,56 @@ async fn a_lease_that_was_deleted_is_made_again_beyond_every_term_on_record() {
     let begun = std::time::Instant::now();
     assert!(s.begin().await.unwrap().term > second.term);
     assert!(begun.elapsed() < Duration::from_secs(8), "a Lease that was given up is free at once");
+}
+
+/// The schema of volumes' records as the cluster has it.
+fn schema(crd: &mut CustomResourceDefinition) -> &mut JSONSchemaProps {
+    let whole = crd.spec.versions[0].schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()).unwrap();
+    whole.properties.as_mut().and_then(|p| p.get_mut("spec")).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an API server"]
+async fn a_cluster_with_older_crds_refuses_records_and_says_what_to_do() {
+    let _one = ONE.lock().await;
+    let client = clean("older").await;
+    let s = Kubernetes::new(client.clone(), lease("older", "o"));
+    s.begin().await.unwrap();
+    let record = attached(1);
+    let v1 = s.put(None, record.clone()).await.unwrap();
+    let crds: Api<CustomResourceDefinition> = Api::all(client);
+    let change = async |change: &dyn Fn(&mut JSONSchemaProps)| {
+        let name = "logicalvolumes.weir.storage";
+        let mut crd = crds.get(name).await.unwrap();
+        change(schema(&mut crd));
+        crds.replace(name, &PostParams::default(), &crd).await.unwrap();
+    };
+    let known = schema(&mut crds.get("logicalvolumes.weir.storage").await.unwrap()).clone();
+    change(&|spec| drop(spec.properties.as_mut().and_then(|p| p.remove("history")))).await;
+    // It takes a moment until the API server goes by it; meanwhile records are made.
+    let mut made = 1;
+    let created = loop {
+        made += 1;
+        match s.put(None, volume(made)).await {
+            Ok(_) if made < 2_000 => tokio::time::sleep(Duration::from_millis(10)).await,
+            done => break done,
+        }
+    };
+    let updated = s.put(Some(v1), changed(&record, "now")).await;
+    change(&|spec| *spec = known.clone()).await;
+
+    for refused in [created, updated] {
+        let e = refused.unwrap_err();
+        let said = observe::chain(&e);
+        assert!(matches!(e, StoreError::Refused { .. }), "{e:?}");
+        assert!(
+            said.contains("unknown field \"spec.history\"") && said.contains("kubectl apply --server-side"),
+            "{said}"
+        );
+    }
+    until("the cluster knows the field again", || async { s.put(None, volume(made)).await.ok() }).await;
+    // What was on record is as it was: nothing had been written without the field.
+    s.put(Some(v1), changed(&record, "later")).await.unwrap();
 }
 
 async fn transitions(leases: &Api<Lease>, name: &str) -> i32 {

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::wire::{Failure, judge};
-use crate::store::StoreError;
+use crate::store::{Class, StoreError};
 
 /// Confirmations that may wait for the next renewal.
 const WAITING: usize = 1024;
@@ -181,8 +181,8 @@ impl Lease {
                             floor = Some(n);
                             continue;
                         }
-                        Err(StoreError::NotNow(why)) => {
-                            tracing::warn!(why, "records cannot be read; will retry");
+                        Err(e) if e.class() == Class::Transient => {
+                            tracing::warn!(error = observe::chain(&e), "records cannot be read; will retry");
                         }
                         Err(e) => return Err(e),
                     }

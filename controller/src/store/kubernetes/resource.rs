@@ -91,8 +91,15 @@ impl Resource {
         Self(typed)
     }
 
-    /// What the API server says of a resource.
-    pub(super) fn parse(kind: Kind, value: Value) -> Result<Self, Unreadable> {
+    /// What the API server says of a resource, without what is no part of a record and would take more memory than that: who
+    /// wrote which field, and the status.
+    pub(super) fn parse(kind: Kind, mut value: Value) -> Result<Self, Unreadable> {
+        if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.remove("managedFields");
+        }
+        if let Some(r) = value.as_object_mut() {
+            r.remove("status");
+        }
         let name = value["metadata"]["name"].as_str().unwrap_or("(no name)").to_owned();
         let bad = |source: serde_json::Error| Unreadable {
             resource: format!("{}/{name}", kind.plural()),
@@ -170,6 +177,17 @@ impl Resource {
     /// Whether it still is a record, whoever has asked for its deletion.
     pub(super) fn is_guarded(&self) -> bool {
         self.meta().finalizers.iter().flatten().any(|f| f == RECORD_FINALIZER)
+    }
+
+    /// Its other finalizers, if it is a record that has lost its own; of one that is being deleted nobody can give it back.
+    pub(super) fn bare(&self) -> Option<Box<[String]>> {
+        let lost = !self.is_guarded() && self.meta().deletion_timestamp.is_none();
+        lost.then(|| self.other_finalizers().into())
+    }
+
+    /// Whether its record has not been changed since it was made.
+    pub(super) fn is_as_made(&self) -> bool {
+        self.meta().generation == Some(1)
     }
 
     /// Deleted by the store, and kept only by the finalizers of others.
