@@ -1,4 +1,4 @@
-//! What a node plugin measures of itself: read from its parts when somebody asks, nothing is counted twice.
+//! What a node plugin measures of itself: counted by its parts, or read from them when somebody asks; nothing twice.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -40,6 +40,7 @@ impl fmt::Debug for Gauges {
 pub(crate) fn registry(gauges: Gauges, operations: &Operations) -> Registry {
     let mut r = Registry::default();
     operations.register(&mut r);
+    gauges.agent.held_writes().register(&mut r);
     r.register_collector(Box::new(gauges));
     r
 }
