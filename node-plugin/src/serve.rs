@@ -122,7 +122,7 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
     let volumes = Arc::new(Session::start(session, agent.clone(), link, ready)?);
 
     let identity = IdentityService::new(config.driver_name.clone(), readiness.clone());
-    let operations = Operations::default();
+    let operations = Operations::new(&config.driver_name);
     let settings = NodeSettings {
         node: config.node.clone(),
         topology: config.topology.clone().into_iter().collect(),
