@@ -5,14 +5,16 @@
 
 use std::sync::Arc;
 
-use observe::{Told, Verdict, prometheus::registry::Registry};
+use observe::{Operations, Told, Verdict, prometheus::registry::Registry};
 use tokio::sync::watch;
 
 use crate::{
     api::Api,
     config::Config,
     core::Handle,
+    identity::Refusals,
     late::Late,
+    metrics::{self, Crown},
     serve::{ServeError, bind},
     session::{Front, Identify, Role, Service},
     store::kubernetes::Other,
@@ -25,22 +27,24 @@ pub(crate) struct Face {
     role: watch::Sender<Role>,
     reigns: watch::Sender<bool>,
     core: watch::Sender<Option<Handle>>,
+    crown: Crown,
     metrics: watch::Sender<Arc<Registry>>,
 }
 
-impl Default for Face {
-    fn default() -> Self {
+impl Face {
+    /// Shows a controller that has just started, with what is counted where it answers CSI.
+    pub(crate) fn new(operations: &Operations) -> Self {
+        let crown = Crown::default();
         Self {
             ready: watch::channel(Err("starting: who reigns is not known yet".to_owned())).0,
             role: watch::channel(Role::Starting).0,
             reigns: watch::channel(false).0,
             core: watch::channel(None).0,
-            metrics: watch::channel(Arc::new(Registry::default())).0,
+            metrics: watch::channel(Arc::new(metrics::standby(&crown, operations))).0,
+            crown,
         }
     }
-}
 
-impl Face {
     /// Serves health and metrics, where they are configured, until `stop` says so.
     pub(crate) async fn serve_http(
         &self,
@@ -78,8 +82,10 @@ impl Face {
         drop(self.ready.send_replace(verdict));
     }
 
-    pub(crate) fn measure(&self, registry: Registry) {
-        self.metrics.send_replace(Arc::new(registry));
+    /// Shows what is measured of a reign that is about to begin.
+    pub(crate) fn measure(&self, handle: &Handle, operations: &Operations, refused: &Refusals) {
+        let all = metrics::registry(handle, &self.crown, operations, refused);
+        self.metrics.send_replace(Arc::new(all));
     }
 
     /// Whether this controller reigns.
@@ -121,9 +127,68 @@ impl Face {
 
     /// This controller reigns and can serve.
     pub(crate) fn reign(&self, handle: Handle, identify: Arc<dyn Identify>) {
+        self.crown.take(handle.term());
         self.core.send_replace(Some(handle.clone()));
         self.role.send_replace(Role::Reigning(Service::new(handle, identify)));
         self.reigns.send_replace(true);
         self.ready(Ok(()));
+    }
+
+    /// This controller decides nothing any more: it ends.
+    pub(crate) fn abdicate(&self) {
+        self.crown.lay_down();
+        self.ready(Err("stopping".to_owned()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use observe::prometheus::encoding::text::encode;
+
+    use super::*;
+    use crate::{
+        core::{Core, CoreConfig},
+        fault::Fault,
+        session::Unproven,
+        store::embedded::Embedded,
+    };
+
+    #[tokio::test]
+    async fn a_standby_shows_that_it_does_not_reign_and_its_metrics_follow_its_reign() {
+        let operations = Operations::new("csi.weir.storage");
+        let face = Face::new(&operations);
+        let shown = async || {
+            let all = face.metrics.borrow().clone();
+            let body = move || {
+                let mut text = String::new();
+                encode(&mut text, &all).map(|()| text)
+            };
+            tokio::task::spawn_blocking(body).await.unwrap().unwrap()
+        };
+        let has = |text: &str, reigns: u64, term: u64| {
+            let lines =
+                [format!("weir_controller_reigns {reigns}\n"), format!("weir_controller_term {term}\n")];
+            assert!(lines.iter().all(|l| text.contains(l)), "{lines:?} in {text}");
+        };
+        let method = "/csi.v1.Identity/Probe";
+        operations.record(method, "OK", std::time::Duration::ZERO);
+        let text = shown().await;
+        has(&text, 0, 0);
+        assert!(text.contains(method) && !text.contains("weir_nodes"), "{text}");
+
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(&dir.path().join("records")).unwrap());
+        let (core, handle) = Core::start(CoreConfig::default(), store, Fault::none()).await.unwrap();
+        let (core, term) = (tokio::spawn(core.run()), handle.term().get());
+        assert_ne!(term, 0);
+        face.measure(&handle, &operations, &Refusals::default());
+        has(&shown().await, 0, 0);
+        face.reign(handle, Arc::new(Unproven));
+        let text = shown().await;
+        has(&text, 1, term);
+        assert!(text.contains(method) && text.contains("weir_nodes"), "{text}");
+        face.abdicate();
+        has(&shown().await, 0, 0);
+        core.abort();
     }
 }

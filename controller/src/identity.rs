@@ -32,7 +32,7 @@ const NODE_CLAIM: &str = "authentication.kubernetes.io/node-name";
 /// detaches come in bursts, and a revoked token must not last.
 const GOOD_FOR: Duration = Duration::from_secs(30);
 /// How long the API server may take.
-const REVIEW: Duration = Duration::from_secs(10);
+const REVIEW: Duration = csi_proto::IDENTIFY;
 /// Longer ones are no tokens of an API server.
 const LONGEST: usize = 16 << 10;
 

@@ -1,17 +1,22 @@
-//! What a controller measures, for `/metrics`.
+//! What a controller measures, for `/metrics`: little while it stands by, all once it reigns.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::atomic::AtomicU64, time::Duration};
 
 use observe::{
     Operations,
     prometheus::{
         collector::Collector,
         encoding::{DescriptorEncoder, EncodeMetric as _},
-        metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+        metrics::{
+            MetricType,
+            counter::ConstCounter,
+            gauge::{ConstGauge, Gauge},
+        },
         registry::{Registry, Unit},
     },
 };
-use tokio::runtime;
+use pool::ids::Term;
+use tokio::{runtime, time::timeout};
 
 use crate::{
     core::{Handle, Tally},
@@ -19,10 +24,52 @@ use crate::{
     identity::Refusals,
 };
 
-/// All metrics of a controller.
-pub(crate) fn registry(handle: &Handle, operations: &Operations, refused: &Refusals) -> Registry {
+/// How long the core may take to count: less than whoever collects waits for all of it ([`observe::PATIENCE`]).
+const COUNTING: Duration = Duration::from_secs(3);
+
+/// Who reigns, as far as this controller is concerned. Clones tell the same.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Crown {
+    reigns: Gauge,
+    term: Gauge<u64, AtomicU64>,
+}
+
+impl Crown {
+    /// This controller reigns.
+    pub(crate) fn take(&self, term: Term) {
+        self.term.set(term.get());
+        self.reigns.set(1);
+    }
+
+    /// It does not any more.
+    pub(crate) fn lay_down(&self) {
+        self.reigns.set(0);
+        self.term.set(0);
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register("weir_controller_reigns", "Whether this controller reigns", self.reigns.clone());
+        let help = "The term in which this controller reigns; 0 while it does not";
+        registry.register("weir_controller_term", help, self.term.clone());
+    }
+}
+
+/// The metrics of a controller that does not reign.
+pub(crate) fn standby(crown: &Crown, operations: &Operations) -> Registry {
     let mut r = Registry::default();
     operations.register(&mut r);
+    crown.register(&mut r);
+    r
+}
+
+/// All metrics of a controller that reigns.
+pub(crate) fn registry(
+    handle: &Handle,
+    crown: &Crown,
+    operations: &Operations,
+    refused: &Refusals,
+) -> Registry {
+    let mut r = standby(crown, operations);
     refused.register(&mut r);
     handle.measures().register(&mut r);
     r.register_collector(Box::new(Gauges { handle: handle.clone(), runtime: runtime::Handle::current() }));
@@ -43,16 +90,13 @@ impl fmt::Debug for Gauges {
 
 impl Collector for Gauges {
     fn encode(&self, mut to: DescriptorEncoder<'_>) -> fmt::Result {
-        match self.runtime.block_on(self.handle.tally()) {
-            Ok(t) => {
-                encode(&t, &mut to)?;
-                encode_flow(self.handle.flow(), &mut to)
-            }
-            Err(e) => {
-                tracing::warn!(error = %e, "no numbers");
-                Ok(())
-            }
+        // Whether the core answers is for `/livez` to say: what is known without it is told all the same.
+        match self.runtime.block_on(async { timeout(COUNTING, self.handle.tally()).await }) {
+            Ok(Ok(t)) => encode(&t, &mut to)?,
+            Ok(Err(e)) => tracing::warn!(error = %e, "no numbers of the core"),
+            Err(_) => tracing::warn!("no numbers of the core: it has not answered for {COUNTING:?}"),
         }
+        encode_flow(self.handle.flow(), &mut to)
     }
 }
 
@@ -119,4 +163,43 @@ fn family(
         ConstGauge::new(n).encode(family.encode_family(&labels)?)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use observe::prometheus::encoding::text;
+
+    use super::*;
+    use crate::{
+        core::{Core, CoreConfig},
+        fault::Fault,
+        store::embedded::Embedded,
+    };
+
+    #[tokio::test]
+    async fn a_core_that_does_not_answer_keeps_only_its_own_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Embedded::open(&dir.path().join("records")).unwrap());
+        let (core, handle) = Core::start(CoreConfig::default(), store, Fault::none()).await.unwrap();
+        let operations = Operations::new("csi.weir.storage");
+        let all = Arc::new(registry(&handle, &Crown::default(), &operations, &Refusals::default()));
+        let collect = |all: Arc<Registry>| async {
+            let body = move || {
+                let mut text = String::new();
+                text::encode(&mut text, &all).map(|()| text)
+            };
+            let text = tokio::task::spawn_blocking(body);
+            timeout(observe::PATIENCE, text).await.expect("in time").unwrap().unwrap()
+        };
+        // It has not begun to run.
+        let text = collect(all.clone()).await;
+        assert!(text.contains("weir_histories{of=\"disk\"} 0\n"), "{text}");
+        assert!(!text.contains("weir_nodes"), "{text}");
+        let core = tokio::spawn(core.run());
+        let text = collect(all).await;
+        assert!(text.contains("weir_nodes{state=\"alive\"} 0\n"), "{text}");
+        core.abort();
+    }
 }

@@ -41,7 +41,6 @@ use crate::{
         sweep,
     },
     identity::{ByCertificate, ByToken, Expected, Refusals},
-    metrics,
     operator::Operator,
     pools,
     report::{Reporter, Waiting},
@@ -113,17 +112,17 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Result<(), ServeError> {
     let client = client(&config).await?;
-    let face = Face::default();
+    let operations = Operations::new(&config.driver_name);
+    let face = Face::new(&operations);
     face.serve_http(&config, stop.clone()).await?;
     let sessions = serve_sessions(&config, client.clone(), &face).await?;
-    let operations = Operations::default();
     let csi = serve_csi(&config, &face, operations.clone()).await?;
     tokio::select! {
         r = work(&config, address, client, &face, operations, fault, stop) => r?,
         r = sessions => r?,
         r = csi => r?,
     }
-    face.ready(Err("stopping".to_owned()));
+    face.abdicate();
     Ok(())
 }
 
@@ -161,6 +160,7 @@ async fn work(
                 why = store.deposed() => Err(ServeError::Deposed(why)),
                 () = told(&mut stop) => Ok(()),
             };
+            face.abdicate();
             if let Err(e) = store.release().await {
                 tracing::warn!(error = %e, "the Lease was not given up; it runs out by itself");
             }
@@ -263,7 +263,7 @@ async fn reign(
             None => std::future::pending().await,
         }
     };
-    face.measure(metrics::registry(&handle, &operations, &refused));
+    face.measure(&handle, &operations, &refused);
     let operator = serve_operator(config, handle.clone());
     let sweeps = sweep::keep_sweeping(handle.flow().clone(), handle.clone());
     let moves = Moves::new(handle.clone(), pace(config)).keep_looking();

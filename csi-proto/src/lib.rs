@@ -3,6 +3,8 @@
 //! Messages, clients and servers come from `build.rs`, which compiles every `.proto` of the folder;
 //! each protobuf package has one module here. This crate must not know pools, kernels or files.
 
+use std::time::Duration;
+
 /// Container Storage Interface 1.12.0, package `csi.v1`.
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]
 pub mod csi {
@@ -29,6 +31,10 @@ pub mod node {
 
 /// Metadata of a refused session: where the reigning controller is found, `address:port`.
 pub const LEADER: &str = "weir-leader";
+
+/// How long a controller may take to find out who opens a session, by asking others (the API server, of a token): a node
+/// waits for longer than that.
+pub const IDENTIFY: Duration = Duration::from_secs(10);
 
 /// How a plugin makes itself known to the kubelet, package `pluginregistration` (v1).
 #[allow(missing_docs, unreachable_pub, unused_qualifications, clippy::all)]

@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status};
 use crate::agent::Backoff;
 
 mod authority;
+pub mod readiness;
 
 /// The kind of plugin that a CSI driver is to the kubelet.
 const TYPE: &str = "CSIPlugin";

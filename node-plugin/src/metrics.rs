@@ -1,4 +1,4 @@
-//! What a node plugin measures of itself: read from its parts when somebody asks, nothing is counted twice.
+//! What a node plugin measures of itself: counted by its parts, or read from them when somebody asks; nothing twice.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ pub(crate) struct Gauges {
     /// Histories.
     pub(crate) recorder: Arc<Recorder>,
     /// The session.
-    pub(crate) ready: watch::Receiver<Verdict>,
+    pub(crate) session_up: watch::Receiver<Verdict>,
     /// The kubelet, where the plugin registers itself.
     pub(crate) registered: Option<watch::Receiver<Standing>>,
 }
@@ -40,6 +40,7 @@ impl fmt::Debug for Gauges {
 pub(crate) fn registry(gauges: Gauges, operations: &Operations) -> Registry {
     let mut r = Registry::default();
     operations.register(&mut r);
+    gauges.agent.held_writes().register(&mut r);
     r.register_collector(Box::new(gauges));
     r
 }
@@ -59,7 +60,7 @@ impl Collector for Gauges {
                 ConstGauge::new(*n).encode(family.encode_family(&labels)?)?;
             }
         }
-        let ready = u64::from(self.ready.borrow().is_ok());
+        let up = u64::from(self.session_up.borrow().is_ok());
         let (disks, volumes) = self.recorder.counts();
         let by_kind = [("disk", disks), ("volume", volumes)];
         let (name, help) = ("weir_node_histories", "What has a history on this node");
@@ -69,7 +70,7 @@ impl Collector for Gauges {
         }
         let stuck = self.agent.calls().older_than(STUCK).len() as u64;
         let singles = [
-            ("weir_node_session_up", "Whether a controller has said what this node should have", ready),
+            ("weir_node_session_up", "Whether a controller has said what this node should have", up),
             ("weir_node_legs_queueing", "Borrowed parts without a path: their I/O waits", counts.queueing),
             ("weir_node_writes_held", "Guards that hold the first write of a migration", counts.held),
             ("weir_node_wipes", "Wipes under way or waiting", counts.wiping),

@@ -22,7 +22,7 @@ use crate::{
     disks::{self, KernelHardware},
     disks_api::disk_link,
     flow::{self, Recorder, look::KernelEye},
-    kubelet,
+    kubelet::{self, readiness},
     limits::{LimitError, Limiter},
     metrics::{self, Gauges},
     session::{Session, SessionConfig, term::TermError},
@@ -104,7 +104,7 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
     let recorder = Recorder::open(&config.state_dir);
     let eye = Arc::new(KernelEye::open()?);
     let recording = tokio::spawn(recorder.clone().run(eye, agent.calls().clone(), flow::EVERY, stop.clone()));
-    let (ready, readiness) = watch::channel(Err("no controller has been reached yet".to_owned()));
+    let (ready, session_up) = watch::channel(Err("no controller has been reached yet".to_owned()));
     let session = SessionConfig {
         node: config.node.clone(),
         controllers: config.controllers.iter().map(|e| e.as_str().to_owned()).collect(),
@@ -121,8 +121,8 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
     };
     let volumes = Arc::new(Session::start(session, agent.clone(), link, ready)?);
 
-    let identity = IdentityService::new(config.driver_name.clone(), readiness.clone());
-    let operations = Operations::default();
+    let identity = IdentityService::new(config.driver_name.clone(), session_up.clone());
+    let operations = Operations::new(&config.driver_name);
     let settings = NodeSettings {
         node: config.node.clone(),
         topology: config.topology.clone().into_iter().collect(),
@@ -137,10 +137,15 @@ pub async fn run(config: Config, faults: Faults, mut stop: watch::Receiver<bool>
         standing
     });
     if let Some(at) = config.http {
-        let gauges = Gauges { agent, recorder, ready: readiness.clone(), registered };
+        let ready = match registered.clone() {
+            // What probes CSI is told of the session alone: the kubelet may ask before it registers the plugin.
+            Some(kubelet) => readiness::follow(session_up.clone(), kubelet, readiness::PATIENCE),
+            None => session_up.clone(),
+        };
+        let gauges = Gauges { agent, recorder, session_up, registered };
         let told = Told {
             live: live_check(config.csi_socket.clone()),
-            ready: readiness,
+            ready,
             metrics: watch::channel(Arc::new(metrics::registry(gauges, &operations))).1,
         };
         let listener =

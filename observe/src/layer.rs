@@ -12,11 +12,12 @@ use tower::{Layer, Service};
 
 use crate::Operations;
 
-/// Names of gRPC's codes by number (grpc.io, "Status codes and their use in gRPC"), as tonic prints them.
+/// Names of gRPC's codes by number (grpc.io, "Status codes and their use in gRPC"), as Go prints them
+/// (google.golang.org/grpc/codes): dashboards look for these.
 const CODES: [&str; 17] = [
-    "Ok",
-    "Cancelled",
-    "Unknown",
+    "OK",
+    CANCELED,
+    UNKNOWN,
     "InvalidArgument",
     "DeadlineExceeded",
     "NotFound",
@@ -26,14 +27,15 @@ const CODES: [&str; 17] = [
     "FailedPrecondition",
     "Aborted",
     "OutOfRange",
-    "Unimplemented",
+    UNIMPLEMENTED,
     "Internal",
     "Unavailable",
     "DataLoss",
     "Unauthenticated",
 ];
-/// What an operation is called that the server does not have: clients must not be able to make up labels.
-const UNKNOWN: &str = "unknown";
+pub(crate) const UNIMPLEMENTED: &str = "Unimplemented";
+const CANCELED: &str = "Canceled";
+const UNKNOWN: &str = "Unknown";
 
 impl<S> Layer<S> for Operations {
     type Service = Timed<S>;
@@ -65,17 +67,31 @@ where
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        let path = request.uri().path();
-        let operation = path.rsplit('/').next().unwrap_or(path).to_owned();
-        let (begun, operations) = (Instant::now(), self.operations.clone());
+        let (path, operations) = (request.uri().path().to_owned(), self.operations.clone());
+        let running = Running { operations, path, begun: Instant::now(), code: CANCELED };
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let answer = answer.await?;
-            let code = code(answer.headers());
-            let operation = if code == "Unimplemented" { UNKNOWN } else { &operation };
-            operations.record(operation, code, begun.elapsed());
-            Ok(answer)
+            // All of it belongs to the future: a use of one field alone would take only that.
+            let mut running = running;
+            let answer = answer.await;
+            running.code = answer.as_ref().map_or(UNKNOWN, |a| code(a.headers()));
+            answer
         })
+    }
+}
+
+/// An operation that is counted when it ends, by an answer or because nobody waits any more: the server drops it when
+/// the caller has gone or its deadline has passed.
+struct Running {
+    operations: Operations,
+    path: String,
+    begun: Instant,
+    code: &'static str,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.operations.record(&self.path, self.code, self.begun.elapsed());
     }
 }
 
@@ -84,7 +100,7 @@ where
 fn code(headers: &HeaderMap) -> &'static str {
     let Some(value) = headers.get("grpc-status") else { return CODES[0] };
     let number = value.to_str().ok().and_then(|v| v.parse::<usize>().ok());
-    number.and_then(|n| CODES.get(n).copied()).unwrap_or("Unknown")
+    number.and_then(|n| CODES.get(n).copied()).unwrap_or(UNKNOWN)
 }
 
 #[cfg(test)]
@@ -95,12 +111,24 @@ mod tests {
 
     use super::*;
 
+    fn text_of(operations: &Operations) -> String {
+        let mut registry = Registry::default();
+        operations.register(&mut registry);
+        let mut text = String::new();
+        encode(&mut text, &registry).unwrap();
+        text
+    }
+
+    fn request(path: &str) -> Request<Body> {
+        Request::builder().uri(format!("http://a{path}")).body(Body::empty()).unwrap()
+    }
+
     #[tokio::test]
-    async fn operations_are_counted_by_name_and_code() {
-        let operations = Operations::default();
+    async fn csi_is_counted_as_dashboards_have_it_and_the_rest_by_names_of_ours() {
+        let operations = Operations::new("csi.weir.storage");
         let inner = tower::service_fn(|r: Request<Body>| async move {
             let status = match r.uri().path() {
-                "/csi.v1.Node/NodeStageVolume" => None,
+                "/csi.v1.Node/NodeStageVolume" | "/weir.admin.v1.Admin/Survey" => None,
                 "/csi.v1.Node/NodeGetVolumeStats" => Some("5"),
                 _ => Some("12"),
             };
@@ -111,21 +139,44 @@ mod tests {
             Ok::<_, std::convert::Infallible>(answer)
         });
         let service = operations.layer(inner);
-        for path in ["/csi.v1.Node/NodeStageVolume", "/csi.v1.Node/NodeGetVolumeStats", "/made/up", "/x/y"] {
-            let request = Request::builder().uri(format!("http://a{path}")).body(Body::empty()).unwrap();
-            service.clone().oneshot(request).await.unwrap();
-        }
-        let mut registry = Registry::default();
-        operations.register(&mut registry);
-        let mut text = String::new();
-        encode(&mut text, &registry).unwrap();
-        for (operation, code, n) in [
-            ("NodeStageVolume", "Ok", 1),
-            ("NodeGetVolumeStats", "NotFound", 1),
-            (UNKNOWN, "Unimplemented", 2),
+        for path in [
+            "/csi.v1.Node/NodeStageVolume",
+            "/csi.v1.Node/NodeGetVolumeStats",
+            "/csi.v1.Made/Up",
+            "/csi.v1.Made/UpToo",
+            "/weir.admin.v1.Admin/Survey",
+            "/x/y",
         ] {
-            let line = format!("_count{{operation=\"{operation}\",code=\"{code}\"}} {n}\n");
+            service.clone().oneshot(request(path)).await.unwrap();
+        }
+        let text = text_of(&operations);
+        let driver = "driver_name=\"csi.weir.storage\"";
+        for (method, code, n) in [
+            ("/csi.v1.Node/NodeStageVolume", "OK", 1),
+            ("/csi.v1.Node/NodeGetVolumeStats", "NotFound", 1),
+            ("unknown", "Unimplemented", 2),
+        ] {
+            let labels = format!("{driver},method_name=\"{method}\",grpc_status_code=\"{code}\"");
+            let line = format!("csi_plugin_operations_seconds_count{{{labels}}} {n}\n");
             assert!(text.contains(&line), "{line} in {text}");
         }
+        for (operation, code) in [("Survey", "OK"), ("unknown", "Unimplemented")] {
+            let labels = format!("operation=\"{operation}\",code=\"{code}\"");
+            let line = format!("weir_operation_seconds_count{{{labels}}} 1\n");
+            assert!(text.contains(&line), "{line} in {text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_is_counted_as_well() {
+        let operations = Operations::new("d");
+        let inner = tower::service_fn(|_: Request<Body>| {
+            std::future::pending::<Result<Response<Body>, std::convert::Infallible>>()
+        });
+        let call = operations.layer(inner).oneshot(request("/csi.v1.Controller/CreateVolume"));
+        assert!(tokio::time::timeout(std::time::Duration::from_millis(1), call).await.is_err());
+        let text = text_of(&operations);
+        let line = "method_name=\"/csi.v1.Controller/CreateVolume\",grpc_status_code=\"Canceled\"} 1\n";
+        assert!(text.contains(line), "{text}");
     }
 }

@@ -19,7 +19,10 @@ use axum::{
 };
 use futures::future::BoxFuture;
 use prometheus_client::{encoding::text::encode, registry::Registry};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 
 pub use ask::ask_ready;
 pub use operations::Operations;
@@ -63,6 +66,14 @@ pub struct Told {
     pub metrics: watch::Receiver<Arc<Registry>>,
 }
 
+/// What the handlers share.
+#[derive(Clone)]
+struct Shown {
+    told: Told,
+    /// One collection at a time: one that does not come back keeps one thread, however often somebody asks.
+    turn: Arc<Semaphore>,
+}
+
 /// Serves until `stop` is done.
 ///
 /// # Errors
@@ -76,17 +87,17 @@ pub async fn serve(
         .route("/livez", get(live))
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(told);
+        .with_state(Shown { told, turn: Arc::new(Semaphore::new(1)) });
     axum::serve(listener, app).with_graceful_shutdown(stop).await
 }
 
-async fn live(State(told): State<Told>) -> Response {
-    let verdict = tokio::time::timeout(PATIENCE, (told.live)()).await;
-    verdict_response(verdict.unwrap_or_else(|_| Err(format!("no answer within {} s", PATIENCE.as_secs()))))
+async fn live(State(shown): State<Shown>) -> Response {
+    let verdict = tokio::time::timeout(PATIENCE, (shown.told.live)()).await;
+    verdict_response(verdict.unwrap_or_else(|_| Err(no_answer())))
 }
 
-async fn ready(State(told): State<Told>) -> Response {
-    verdict_response(told.ready.borrow().clone())
+async fn ready(State(shown): State<Shown>) -> Response {
+    verdict_response(shown.told.ready.borrow().clone())
 }
 
 fn verdict_response(verdict: Verdict) -> Response {
@@ -96,27 +107,48 @@ fn verdict_response(verdict: Verdict) -> Response {
     }
 }
 
-async fn metrics(State(told): State<Told>) -> Response {
-    // Collectors may take locks and walk tables: not on the threads that serve everything else.
-    let registry = told.metrics.borrow().clone();
-    let text = tokio::task::spawn_blocking(move || {
-        let mut text = String::new();
-        encode(&mut text, &registry).map(|()| text)
-    });
-    match text.await {
-        Ok(Ok(text)) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+fn no_answer() -> String {
+    format!("no answer within {} s", PATIENCE.as_secs())
+}
+
+async fn metrics(State(shown): State<Shown>) -> Response {
+    let Shown { told, turn } = shown;
+    let text = async {
+        let turn = turn.acquire_owned().await;
+        let registry = told.metrics.borrow().clone();
+        // Collectors may take locks and walk tables: not on the threads that serve everything else.
+        tokio::task::spawn_blocking(move || {
+            let mut text = String::new();
+            let encoded = encode(&mut text, &registry).map(|()| text);
+            drop(turn);
+            encoded
+        })
+        .await
+    };
+    match tokio::time::timeout(PATIENCE, text).await {
+        Ok(Ok(Ok(text))) => ([(header::CONTENT_TYPE, OPENMETRICS)], text).into_response(),
+        Ok(Ok(Err(e))) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")).into_response(),
         Ok(Err(e)) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")).into_response(),
-        Err(e) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")).into_response(),
+        Err(_) => verdict_response(Err(no_answer())),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::{
+        fmt,
+        sync::{
+            Mutex,
+            atomic::{AtomicUsize, Ordering},
+            mpsc,
+        },
+        time::Instant,
+    };
 
     use axum::body::Body;
     use http_body_util::BodyExt as _;
     use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+    use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 
     use super::*;
 
@@ -129,11 +161,15 @@ mod tests {
     }
 
     async fn start(live: Check) -> (std::net::SocketAddr, watch::Sender<Verdict>) {
-        let (set, ready) = watch::channel(Err("no goals from a controller yet".to_owned()));
         let mut registry = Registry::default();
-        let ops = Operations::default();
+        let ops = Operations::new("csi.weir.storage");
         ops.register(&mut registry);
-        ops.record("NodeStageVolume", "Ok", Duration::from_millis(30));
+        ops.record("/csi.v1.Node/NodeStageVolume", "OK", Duration::from_millis(30));
+        start_with(live, registry).await
+    }
+
+    async fn start_with(live: Check, registry: Registry) -> (std::net::SocketAddr, watch::Sender<Verdict>) {
+        let (set, ready) = watch::channel(Err("no goals from a controller yet".to_owned()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let told = Told { live, ready, metrics: watch::channel(Arc::new(registry)).1 };
@@ -190,8 +226,40 @@ mod tests {
         let (at, _set) = start(Arc::new(|| Box::pin(async { Ok(()) }))).await;
         let (code, text) = ask(at, "/metrics").await;
         assert_eq!(code, 200);
-        let count = "weir_csi_operation_seconds_count{operation=\"NodeStageVolume\",code=\"Ok\"} 1";
-        assert!(text.contains(count), "{text}");
+        let labels = "driver_name=\"csi.weir.storage\",method_name=\"/csi.v1.Node/NodeStageVolume\"";
+        let count = format!("csi_plugin_operations_seconds_count{{{labels},grpc_status_code=\"OK\"}} 1\n");
+        assert!(text.contains(&count), "{text}");
         assert!(text.ends_with("# EOF\n"), "{text}");
+    }
+
+    /// Comes back when there is nobody any more who could let it.
+    #[derive(Debug)]
+    struct Stuck {
+        asked: Arc<AtomicUsize>,
+        go: Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl Collector for Stuck {
+        fn encode(&self, _: DescriptorEncoder<'_>) -> fmt::Result {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            self.go.lock().unwrap().recv().unwrap_or_default();
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stuck_collector_keeps_nobody_waiting_and_one_thread_at_most() {
+        let (go, wait) = mpsc::channel();
+        let (asked, mut registry) = (Arc::<AtomicUsize>::default(), Registry::default());
+        registry.register_collector(Box::new(Stuck { asked: asked.clone(), go: Mutex::new(wait) }));
+        let (at, _set) = start_with(Arc::new(|| Box::pin(async { Ok(()) })), registry).await;
+        let both = async { tokio::join!(ask(at, "/metrics"), ask(at, "/metrics")) };
+        let answers = tokio::time::timeout(PATIENCE * 4, both).await.expect("answers in time");
+        for (code, why) in [answers.0, answers.1] {
+            assert_eq!((code, why.contains("no answer")), (503, true), "{why}");
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+        drop(go);
+        assert_eq!(ask(at, "/metrics").await.0, 200);
     }
 }

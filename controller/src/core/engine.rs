@@ -264,6 +264,7 @@ impl Engine {
             let old = std::mem::replace(&mut v.record, *next);
             v.live.map = None;
             self.reindex(id, &old);
+            self.count_fences(id, pending.cause, &old);
             self.note_move(id, pending.cause, &old);
         }
         self.set_aside(id, &pending.retire);

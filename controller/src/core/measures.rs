@@ -7,10 +7,10 @@ use observe::prometheus::{
     registry::{Registry, Unit},
 };
 use pool::{
-    access::Access,
+    access::{Access, AccessState},
     ids::{NodeName, PoolName, VolumeId},
     moving::MoveCause,
-    record::Lifecycle,
+    record::{Lifecycle, VolumeRecord},
     units::{Bytes, Extents},
 };
 use tokio::sync::broadcast;
@@ -24,10 +24,58 @@ const CUT_OVER: [f64; 11] = [0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5,
 /// Changes of volumes that a slow listener may be behind.
 const NEWS: usize = 8192;
 
+/// Why a node is shut out of a volume that it could write to, or that it was about to write to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fence {
+    /// It is the source of a migration whose target writes, or that has given the volume up.
+    CutOver,
+    /// It is the target of a cut-over that was given up: its write was held, and is failed.
+    GivenUp,
+    /// It has not been heard of: another node gets the volume, or it was given up in its name.
+    DeadHolder,
+}
+
+impl Fence {
+    const ALL: [Fence; 3] = [Fence::CutOver, Fence::GivenUp, Fence::DeadHolder];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Fence::CutOver => "cut-over",
+            Fence::GivenUp => "cut-over-given-up",
+            Fence::DeadHolder => "dead-holder",
+        }
+    }
+}
+
+/// The fences that a transition of a volume's access asks for. Who lets go of a volume that nobody waits for needs none, nor
+/// does who could not write.
+fn fences(
+    cause: Cause,
+    old: &AccessState,
+    new: &AccessState,
+    alive: &dyn Fn(&NodeName) -> bool,
+) -> Vec<Fence> {
+    let left = new.leaving.iter().filter(|(n, l)| l.wrote && old.leaving.get(*n) != Some(*l));
+    let left: Vec<&NodeName> = left.map(|(n, _)| n).collect();
+    match (cause, &old.access, &new.access) {
+        (Cause::CutOver, _, Access::CuttingOver { source, .. }) if alive(source) => vec![Fence::CutOver],
+        (Cause::CutOver, ..) => vec![Fence::DeadHolder],
+        // Until now it was expected to fence itself.
+        (Cause::CutOverLeft, _, Access::CuttingOver { source, .. }) if !alive(source) => {
+            vec![Fence::DeadHolder]
+        }
+        (Cause::Abort, Access::CuttingOver { .. }, _) => vec![Fence::GivenUp],
+        (Cause::Evict, ..) => vec![Fence::DeadHolder; left.len()],
+        (Cause::Detach, ..) => left.iter().filter(|n| !alive(n)).map(|_| Fence::DeadHolder).collect(),
+        _ => vec![],
+    }
+}
+
 /// Counted since the controller started. Clones count together.
 #[derive(Clone, Debug)]
 pub struct Measures {
     steps: Family<[(&'static str, &'static str); 1], Counter>,
+    fences: Family<[(&'static str, &'static str); 1], Counter>,
     cut_overs: Histogram,
     proposed: Family<[(&'static str, &'static str); 2], Counter>,
     news: broadcast::Sender<News>,
@@ -36,8 +84,14 @@ pub struct Measures {
 impl Default for Measures {
     fn default() -> Self {
         let news = broadcast::channel(NEWS).0;
+        let fences = Family::default();
+        // From the start: a counter that appears with its first fence hides that one from `rate`.
+        for f in Fence::ALL {
+            drop(fences.get_or_create(&[("reason", f.as_str())]));
+        }
         Self {
             steps: Family::default(),
+            fences,
             cut_overs: Histogram::new(CUT_OVER),
             proposed: Family::default(),
             news,
@@ -86,6 +140,8 @@ impl Measures {
     pub fn register(&self, registry: &mut Registry) {
         let help = "Changes of volumes' records, by what they are part of: evict is a fence of a dead holder";
         registry.register("weir_volume_steps", help, self.steps.clone());
+        let help = "Nodes shut out of volumes that they could write to, by why";
+        registry.register("weir_fences", help, self.fences.clone());
         let help = "Moves that were worth while, by why: begun, or refused for now";
         registry.register("weir_moves_proposed", help, self.proposed.clone());
         let help = "From the record that begins a cut-over to the one that ends it";
@@ -122,6 +178,14 @@ pub struct Tally {
 }
 
 impl Engine {
+    /// Counts who is shut out by a volume's new record.
+    pub(super) fn count_fences(&self, id: VolumeId, cause: Cause, old: &VolumeRecord) {
+        let Some(v) = self.volumes.get(&id) else { return };
+        for f in fences(cause, &old.access, &v.record.access, &|n| self.alive(n)) {
+            self.measures.fences.get_or_create(&[("reason", f.as_str())]).inc();
+        }
+    }
+
     pub(super) fn tally(&self) -> Tally {
         let mut t = Tally::default();
         for n in self.nodes.values() {

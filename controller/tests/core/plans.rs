@@ -288,7 +288,17 @@ async fn a_migration_is_committed_by_the_first_write() {
     let measured = measured(&rig.core);
     assert!(measured.contains("weir_cutover_seconds_count 1\n"), "{measured}");
     assert!(measured.contains("weir_volume_steps_total{step=\"commit\"} 1\n"), "{measured}");
+    assert_eq!(fences(&rig.core), [1, 0, 0]);
     rig.end().await;
+}
+
+/// Fences: of sources of cut-overs, of targets of those that were given up, of the dead.
+fn fences(core: &Handle) -> [u64; 3] {
+    let measured = measured(core);
+    ["cut-over", "cut-over-given-up", "dead-holder"].map(|reason| {
+        let begins = format!("weir_fences_total{{reason=\"{reason}\"}} ");
+        measured.lines().find_map(|l| l.strip_prefix(&begins)).expect(reason).parse().unwrap()
+    })
 }
 
 /// What the core has counted, as a scraper sees it.
@@ -329,6 +339,7 @@ async fn a_target_that_never_writes_is_promoted_when_the_source_leaves() {
     rig.detach(v.id, 0).await.unwrap();
     let row = rig.settled(v.id, "Attached").await;
     assert_eq!(row.holders, [rig.name(1)]);
+    assert_eq!(fences(&rig.core), [1, 0, 0]);
     rig.end().await;
 }
 
@@ -342,6 +353,7 @@ async fn an_aborted_migration_leaves_the_source_alone() {
     let row = rig.settled(v.id, "Attached").await;
     assert_eq!(row.holders, [rig.name(0)]);
     assert_eq!(rig.nodes[0].attachment(v.id), Some(Attachment::Open));
+    assert_eq!(fences(&rig.core), [0, 0, 0], "it never wrote");
     // And again, since the former access is gone.
     rig.attach(v.id, 1, &RWX).await.unwrap();
     rig.end().await;
@@ -359,6 +371,7 @@ async fn a_source_that_still_writes_wins() {
     assert_eq!(row.holders, [rig.name(0)]);
     assert!(row.history.iter().any(|h| h.contains("still writes")), "{:?}", row.history);
     assert_eq!(rig.nodes[1].attachment(v.id), Some(Attachment::Absent));
+    assert_eq!(fences(&rig.core), [1, 1, 0]);
     rig.end().await;
 }
 
@@ -393,6 +406,7 @@ async fn a_dead_consumer_is_fenced_and_its_volume_granted_elsewhere() {
     rig.nodes[0].connect(&rig.core).await;
     rig.settled(v.id, "Attached").await;
     assert_eq!(rig.nodes[0].attachment(v.id), Some(Attachment::Absent));
+    assert_eq!(fences(&rig.core), [0, 0, 1]);
     rig.end().await;
 }
 
@@ -424,6 +438,7 @@ async fn a_dead_leaver_is_not_waited_for() {
     rig.nodes[0].vanish().await;
     rig.dead(0).await;
     rig.detach(v.id, 0).await.unwrap();
+    assert_eq!(fences(&rig.core), [0, 0, 1]);
     rig.core.delete_volume(v.id).await.unwrap();
     assert!(rig.row(v.id).await.unwrap().deleting, "its device may still stand: nothing is wiped yet");
     rig.nodes[0].connect(&rig.core).await;

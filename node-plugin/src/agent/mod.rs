@@ -32,6 +32,7 @@ use pool::{
 use tracing::{info, warn};
 
 use self::{
+    attachment::guard::HeldWrites,
     book::Book,
     calls::{CallError, Calls},
     export::subsystems::Subsystems,
@@ -59,6 +60,8 @@ pub struct Ctx {
     pub book: Arc<Book>,
     /// Subsystems of exports.
     pub subsystems: Subsystems,
+    /// For how long guards held writes.
+    pub held_writes: HeldWrites,
 }
 
 /// Why the agent could not start.
@@ -122,7 +125,8 @@ impl Agent {
         let imports = Imports::start(ground.clone(), calls.clone(), node.clone());
         let book = Arc::new(Book::default());
         tokio::spawn(pace::keep(ground.clone(), calls.clone(), book.clone()));
-        let ctx = Ctx { ground, calls, imports, disks, node, book, subsystems: Subsystems::default() };
+        let (subsystems, held_writes) = (Subsystems::default(), HeldWrites::default());
+        let ctx = Ctx { ground, calls, imports, disks, node, book, subsystems, held_writes };
         let agent =
             Arc::new(Self { ctx: Arc::new(ctx), table: Mutex::new(Table { legs, ..Table::default() }) });
         agent.hear_devices();
@@ -137,6 +141,11 @@ impl Agent {
     /// Its kernel calls, for health: [`Calls::older_than`].
     pub fn calls(&self) -> &Calls {
         &self.ctx.calls
+    }
+
+    /// For how long its guards held writes.
+    pub fn held_writes(&self) -> &HeldWrites {
+        &self.ctx.held_writes
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {

@@ -55,8 +55,11 @@ use crate::{
 
 /// Pause before the controller is dialled again, at first and at most.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
-/// How long dialling, and waiting for the first message, may take.
-const ANSWER: Duration = Duration::from_secs(5);
+/// How long dialling may take.
+const DIAL: Duration = Duration::from_secs(5);
+/// How long the answer to a request for a session, and the first message, may take: the controller may have to ask who
+/// this is, and says itself when it could not find out.
+const ANSWER: Duration = csi_proto::IDENTIFY.saturating_add(Duration::from_secs(5));
 /// How often, and for how long at most, a silent connection is asked whether it lives.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(8));
 /// Bounds on the heartbeat that a controller may ask for.
@@ -220,7 +223,7 @@ impl Session {
         let bad = |e| SessionError::Address(self.controller.clone(), e);
         let mut e = Endpoint::from_shared(self.controller.clone())
             .map_err(bad)?
-            .connect_timeout(ANSWER)
+            .connect_timeout(DIAL)
             .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE.0)
             .keep_alive_timeout(KEEP_ALIVE.1)

@@ -39,7 +39,7 @@ use tokio::{
 use tracing::{Instrument as _, info, info_span, warn};
 
 use self::{
-    guard::Watch,
+    guard::{Ending, Watch},
     pass::{End, LegsSeen, Ticket, run_legs, run_top},
     plan::{Input, Seen},
     status::{Extra, status},
@@ -137,6 +137,8 @@ struct Worker {
     imports: BTreeMap<DiskId, Import>,
     care: Option<Care>,
     watch: Option<Watch>,
+    /// Since when a write is held that was seen.
+    held_since: Option<std::time::Instant>,
     /// The spare that was said to be whole.
     whole: Option<(Extents, Leg)>,
     said: Option<AttachmentReport>,
@@ -180,6 +182,7 @@ impl Worker {
             imports: BTreeMap::new(),
             care: None,
             watch: None,
+            held_since: None,
             whole: None,
             said: None,
             released: false,
@@ -211,9 +214,11 @@ impl Worker {
                     self.side = None;
                     self.on_side(r);
                 }
-                () = held(&mut self.watch) => {
+                at = held(&mut self.watch) => {
                     self.watch = None;
                     self.extra.held = true;
+                    // Under a newer epoch it is the same write that is seen again.
+                    self.held_since.get_or_insert(at);
                     info!(epoch = %self.goal.epoch, "the guard holds a write");
                     self.say();
                 }
@@ -362,7 +367,15 @@ impl Worker {
         }
     }
 
+    /// Measures for how long a write was held, when what is seen now holds it no longer.
+    fn note_let_go(&mut self, seen: &Seen) {
+        let (Some(since), Some(ending)) = (self.held_since, Ending::of(seen)) else { return };
+        self.held_since = None;
+        self.ctx.held_writes.ended(ending, since.elapsed());
+    }
+
     fn on_seen(&mut self, number: u64, seen: Seen) {
+        self.note_let_go(&seen);
         if number != self.number {
             return;
         }
@@ -375,6 +388,9 @@ impl Worker {
     }
 
     fn on_top(&mut self, seen: Option<Seen>, end: End) {
+        if let Some(s) = &seen {
+            self.note_let_go(s);
+        }
         if matches!(end, End::Superseded) || self.newest.load(Ordering::Acquire) != self.number {
             self.top_wanted = true;
             return;
@@ -566,7 +582,7 @@ async fn lane<T>(l: &mut Lane<T>) -> T {
     }
 }
 
-async fn held(w: &mut Option<Watch>) {
+async fn held(w: &mut Option<Watch>) -> std::time::Instant {
     match w {
         Some(w) => w.held().await,
         None => std::future::pending().await,

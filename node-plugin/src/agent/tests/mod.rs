@@ -10,6 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use kernel::{DevNo, dm::Target};
+use observe::prometheus::{encoding::text::encode, registry::Registry};
 use pool::{
     goals::{ExportState, Role},
     ids::{DiskId, Epoch, NodeName, VolumeId},
@@ -255,6 +256,42 @@ fn a_held_write_fails_when_its_node_is_to_go() {
         assert!(!log.contains(&"held write went through".into()), "cut after {cut}: {log:?}");
         assert_eq!(roles(k), []);
     });
+}
+
+#[test]
+fn for_how_long_a_write_is_held_is_measured_until_it_goes_through_or_fails() {
+    for (last, outcome, other) in [(Role::Writer, "released", "failed"), (Role::Absent, "failed", "released")]
+    {
+        let k = kernel_with_import(8);
+        let life = Life::start(&k);
+        let sees = |epoch| {
+            let held = || life.agent().book().full().attachments.iter().any(|a| a.held && a.epoch == epoch);
+            life.wait("the sight of the write", held);
+        };
+        life.attach(goal(V, 1, Role::Guard, 8));
+        life.until(V, 1, Standing::Guarded);
+        k.lock().held = true;
+        sees(1);
+        let seen = Instant::now();
+        // The cut-over begins: the same guard and the same write, under another epoch.
+        life.attach(goal(V, 2, Role::Guard, 8));
+        sees(2);
+        let measured = |of: &str, outcome: &str| {
+            let mut registry = Registry::default();
+            life.agent().held_writes().register(&mut registry);
+            let mut text = String::new();
+            encode(&mut text, &registry).unwrap();
+            let begins = format!("weir_node_held_write_seconds_{of}{{outcome=\"{outcome}\"}} ");
+            text.lines().find_map(|l| l.strip_prefix(&begins)).expect(&begins).parse::<f64>().unwrap()
+        };
+        assert_eq!((measured("count", outcome), measured("count", other)), (0.0, 0.0), "it is held");
+        let at_least = seen.elapsed().as_secs_f64();
+        life.attach(goal(V, 3, last, 8));
+        life.until(V, 3, reached(last));
+        assert_eq!((measured("count", outcome), measured("count", other)), (1.0, 0.0), "{last:?}");
+        let sum = measured("sum", outcome);
+        assert!(sum >= at_least, "{sum} s, and it was held for {at_least} s before it was let go");
+    }
 }
 
 #[test]
