@@ -54,9 +54,10 @@ pub enum When {
 }
 
 /// What takes long, or shows in parts what others show as a whole: the most telling first.
-pub(crate) const IF_TIME: [&str; 13] = [
+pub(crate) const IF_TIME: [&str; 14] = [
     "kube/sanity",
     "kube/store",
+    "kube/chart",
     "kube/kubevirt",
     "kube/node-killed",
     "kube/access",
