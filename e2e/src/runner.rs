@@ -406,7 +406,7 @@ mod tests {
 
     #[test]
     fn what_need_not_run_each_time_is_left_out_when_the_time_is_over() {
-        let run = |names: &[&str], minutes| {
+        let run = |names: &[&str], minutes: u64| {
             let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
             let choice =
                 Choice { names: &names, begun: Instant::now(), limit: Duration::from_secs(60 * minutes) };
