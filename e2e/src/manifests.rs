@@ -474,7 +474,8 @@ fn monitors(o: &Objects, out: &mut Vec<String>) {
         on_pods(o, m, &m["spec"]["selector"], ports, out);
     }
     for m in o.of("ServiceMonitor") {
-        let services = || o.of("Service").filter(move |s| fits(&m["spec"]["selector"], &s["metadata"]["labels"]));
+        let services =
+            || o.of("Service").filter(move |s| fits(&m["spec"]["selector"], &s["metadata"]["labels"]));
         if services().next().is_none() {
             out.push(format!("ServiceMonitor {}: no Service fits", m["metadata"]["name"]));
         }
