@@ -16,12 +16,11 @@ use serde_json::Value;
 
 use crate::{
     kube::{
-        ControlPlane, Program,
+        Program,
         cluster::{RELEASE, WEIR, chart, items},
         ensure,
     },
     lab::tools::run_tool,
-    suite,
 };
 
 /// The version that charts are rendered for.
@@ -117,98 +116,6 @@ impl Rendering {
         programs_understand(&objects)?;
         (self.expect)(&objects)
     }
-}
-
-/// cert-manager's kinds, as far as a chart can tell whether they are there.
-const CERT_MANAGER: &str = "
-apiVersion: v1
-kind: List
-items:
-- apiVersion: apiextensions.k8s.io/v1
-  kind: CustomResourceDefinition
-  metadata: {name: certificates.cert-manager.io}
-  spec:
-    group: cert-manager.io
-    scope: Namespaced
-    names: {kind: Certificate, plural: certificates}
-    versions:
-    - &version
-      name: v1
-      served: true
-      storage: true
-      schema: {openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}}
-- apiVersion: apiextensions.k8s.io/v1
-  kind: CustomResourceDefinition
-  metadata: {name: issuers.cert-manager.io}
-  spec: {group: cert-manager.io, scope: Namespaced, names: {kind: Issuer, plural: issuers}, versions: [*version]}
-";
-
-/// Who makes certificates is decided once: what is installed later changes nothing for a release that is there. On an API
-/// server alone: nothing is run.
-///
-/// # Errors
-/// It is not so.
-pub(crate) fn sources() -> Result<()> {
-    let helm = ensure(Program::HELM)?;
-    let cache = tempfile::tempdir().context("a folder for helm")?;
-    suite::kube::with_api_server(|plane| {
-        let run = |what: &str, name: &str, more: &[&str]| {
-            let mut c = Command::new(&helm);
-            for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME", "KUBECACHEDIR"] {
-                c.env(variable, cache.path());
-            }
-            c.arg("--kubeconfig").arg(plane.kubeconfig()).args([what, name]).arg(chart());
-            c.args(["--namespace", name]).args(more);
-            run_tool(&mut c).with_context(|| format!("helm {what} {name}"))
-        };
-        let has = |kind: &str, name: &str| {
-            let space = name.split('-').next().unwrap_or_default();
-            plane
-                .kubectl(&["get", kind, name, "-n", space, "--ignore-not-found", "-o", "name"])
-                .map(|s| !s.is_empty())
-        };
-        let named = |release: &str| {
-            format!(
-                "fullnameOverride={release},driverName={release}.example,storageClasses[0].name={release}"
-            )
-        };
-        run("install", "old", &["--create-namespace", "--set", &named("old")])?;
-        check!(has("configmap", "old-ca")?, "without cert-manager the controller makes the CA");
-        kinds(plane, true)?;
-        run("upgrade", "old", &["--reset-then-reuse-values"])?;
-        check!(has("configmap", "old-ca")? && !has("certificate", "old-tls")?, "an upgrade changed the CA");
-        run("install", "new", &["--create-namespace", "--set", &named("new")])?;
-        check!(
-            has("certificate", "new-tls")? && !has("configmap", "new-ca")?,
-            "cert-manager is there, and not used"
-        );
-        // As cert-manager would.
-        let space = ["-n", "new"];
-        plane.kubectl(&[&["create", "secret", "generic", "new-tls"], &space[..]].concat())?;
-        let note = "cert-manager.io/certificate-name=new-tls";
-        plane.kubectl(&[&["annotate", "secret", "new-tls", note], &space[..]].concat())?;
-        run("upgrade", "new", &["--reset-then-reuse-values"])?;
-        check!(has("certificate", "new-tls")? && !has("configmap", "new-ca")?, "an upgrade changed the CA");
-        kinds(plane, false)?;
-        let Err(refusal) = run("upgrade", "new", &["--reset-then-reuse-values"]) else {
-            bail!("an upgrade took the CA from cert-manager, which is gone")
-        };
-        let said = format!("{refusal:#}");
-        check!(said.contains("cert-manager is not there"), "{said}");
-        Ok(())
-    })
-}
-
-/// Makes cert-manager's kinds, or takes them away.
-fn kinds(plane: &ControlPlane, there: bool) -> Result<()> {
-    if there {
-        plane.kubectl_with(&["apply", "-f", "-"], CERT_MANAGER)?;
-        let all = ["crd/certificates.cert-manager.io", "crd/issuers.cert-manager.io"];
-        return plane
-            .kubectl(&[&["wait", "--for=condition=Established", "--timeout=60s"], &all[..]].concat())
-            .map(drop);
-    }
-    plane.kubectl_with(&["delete", "-f", "-"], CERT_MANAGER).map(drop)
 }
 
 /// The chart alone: the controller's own CA, and `weir` by a port of the pod.

@@ -56,17 +56,12 @@ const STEPS: [Step; 4] = [
 ];
 
 /// Steps that only run when they are named: they need Go, and minutes for their first build.
-const NAMED_STEPS: [Step; 4] = [
+const NAMED_STEPS: [Step; 3] = [
     Step { name: "kube/store", about: "the store and identities against a real API server", run: kube_store },
     Step {
         name: "kube/sanity",
         about: "csi-sanity on a controller whose records are custom resources",
         run: kube_sanity,
-    },
-    Step {
-        name: "kube/chart",
-        about: "who makes certificates is decided once: helm install and upgrade on an API server",
-        run: kube_chart,
     },
     Step {
         name: "kube/scale",
@@ -250,10 +245,6 @@ fn kube_store() -> Result<Tally> {
 
 fn kube_sanity() -> Result<Tally> {
     suite::sanity::on_kubernetes().map(|()| Tally::one(true))
-}
-
-fn kube_chart() -> Result<Tally> {
-    manifests::sources().map(|()| Tally::one(true))
 }
 
 fn kube_scale() -> Result<Tally> {
