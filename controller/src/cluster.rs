@@ -1,11 +1,33 @@
 //! The way to the cluster's API server. Must not know: what is asked of it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
 };
+
+/// How long the API server may take for a request that nothing urgent waits for.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// The API server has taken a request and says nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("the API server has not answered for {0:?}")]
+struct Silent(Duration);
+
+/// Asks the API server. One that never answers is given up after 10 s, as one that cannot be reached.
+///
+/// # Errors
+/// The request's, or [`kube::Error::Service`] after that time.
+pub(crate) async fn ask<T>(f: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    match tokio::time::timeout(ANSWER, f).await {
+        Ok(answer) => answer,
+        Err(_) => Err(kube::Error::Service(Box::new(Silent(ANSWER)))),
+    }
+}
 
 /// Why there is no way to the API server.
 #[derive(Debug, thiserror::Error)]

@@ -32,6 +32,7 @@ use crate::{
 mod admission;
 mod certificates;
 mod outage;
+mod pools;
 mod report;
 mod tokens;
 
