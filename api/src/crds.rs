@@ -53,12 +53,16 @@ pub fn files() -> Result<Vec<(String, String)>, RenderError> {
         .collect()
 }
 
-/// Structural schemas know signed integers only, and no `additionalProperties` beside `properties`.
+/// Structural schemas know signed integers only, and no `additionalProperties` beside `properties`; nothing is nullable
+/// unless it says so.
 fn normalize(v: &mut Value) {
     match v {
         Value::Object(o) => {
             if o.get("additionalProperties") == Some(&Value::Bool(false)) {
                 o.remove("additionalProperties");
+            }
+            if o.get("nullable") == Some(&Value::Bool(false)) {
+                o.remove("nullable");
             }
             let signed = match o.get("format").and_then(Value::as_str) {
                 Some("uint64" | "uint32" | "uint") => Some("int64"),

@@ -11,7 +11,7 @@ use pool::{
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Deserialize, Serialize};
 
-use crate::{Condition, Quantity, Span};
+use crate::{Condition, Quantity, Span, schema};
 
 /// What belongs to a pool.
 #[derive(CustomResource, Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -40,9 +40,6 @@ use crate::{Condition, Quantity, Span};
 pub struct StoragePoolSpec {
     /// Unit of allocation: a power of two from 4Mi to 1Gi.
     #[serde(default)]
-    #[schemars(extend("x-kubernetes-validations" = [
-        {"rule": "self == oldSelf", "message": "a pool's extent size never changes"},
-    ]))]
     pub extent_size: ExtentSizeQuantity,
     /// Only devices with this logical block size, in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -199,7 +196,7 @@ impl JsonSchema for ExtentSizeQuantity {
     }
 
     fn json_schema(g: &mut SchemaGenerator) -> Schema {
-        Quantity::json_schema(g)
+        schema::extent_quantity(g)
     }
 }
 
@@ -221,7 +218,8 @@ pub struct NodeSelector {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
     "rule": "(has(self.paths) && size(self.paths) > 0) || (has(self.serials) && size(self.serials) > 0) || \
-             (has(self.classes) && size(self.classes) > 0) || has(self.minSize)",
+             (has(self.classes) && size(self.classes) > 0) || \
+             (has(self.minSize) && (type(self.minSize) == int ? self.minSize > 0 : !self.minSize.startsWith('0')))",
     "message": "says nothing, and would take every blank device: give paths, serials, classes or minSize",
 }]))]
 pub struct DeviceSelector {

@@ -8,6 +8,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quantity(Bytes);
 
+/// What the API server lets through: no more digits than 64 bits hold with the unit.
+pub(crate) const PATTERN: &str = "^(0([KMGTP]i|[kMGTP])?|[1-9]([0-9]{0,18}|[0-9]{0,15}(Ki|k)|[0-9]{0,12}Mi?|[0-9]{0,9}Gi?|\
+                                  [0-9]{0,6}Ti?|[0-9]{0,3}Pi?))$";
+
 /// Why a text is no quantity.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -94,15 +98,38 @@ impl JsonSchema for Quantity {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "x-kubernetes-int-or-string": true,
-            "pattern": "^(0|[1-9][0-9]*)([KMGTP]i|[kMGTP])?$",
+            "pattern": PATTERN,
             "minimum": 0,
+            // Said, or kube would allow null wherever a field may be left out.
+            "nullable": false,
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::{prelude::*, string::string_regex};
+
     use super::*;
+
+    #[test]
+    fn what_the_api_server_lets_through_is_read() {
+        let inner = PATTERN.trim_start_matches('^').trim_end_matches('$');
+        proptest!(|(text in string_regex(inner).expect("a pattern"))| {
+            prop_assert!(text.parse::<Quantity>().is_ok(), "{text}");
+        });
+        for most in [
+            "9999999999999999999",
+            "9999999999999999Ki",
+            "9999999999999Mi",
+            "9999999999Gi",
+            "9999999Ti",
+            "9999Pi",
+        ] {
+            assert!(most.parse::<Quantity>().is_ok(), "{most}");
+            assert!(format!("9{most}").parse::<Quantity>().is_err(), "the bound of {most} is needed");
+        }
+    }
 
     #[test]
     fn written_quantities_are_read_back() {

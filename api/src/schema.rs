@@ -1,7 +1,9 @@
 //! Schemas of values that the pure room spells: its enums, ids and names. Must not know: which fields use them.
 
 use pool::layout::{FsType, Locality, Provisioning, Sharing};
-use schemars::{Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+
+use crate::Quantity;
 
 /// One of these words.
 macro_rules! words {
@@ -54,11 +56,32 @@ pub(crate) fn hex64(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "pattern": "^[0-9a-f]{16}$" })
 }
 
+/// The extent sizes that there are.
+fn extent_sizes() -> Vec<u64> {
+    (22..=30).map(|n| 1 << n).collect()
+}
+
 /// Bytes of an extent.
 pub(crate) fn extent_size(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({
-        "type": "integer",
-        "format": "int64",
-        "enum": (22..=30).map(|n| 1_u64 << n).collect::<Vec<_>>(),
-    })
+    json_schema!({ "type": "integer", "format": "int64", "enum": extent_sizes() })
+}
+
+/// Bytes of an extent as people write them. One that was let through before this was checked may be corrected.
+pub(crate) fn extent_quantity(g: &mut SchemaGenerator) -> Schema {
+    let sizes = extent_sizes();
+    let known = |v: &str| {
+        format!(
+            "(type({v}) == int ? {v} in {sizes:?} : \
+             isQuantity({v}) && quantity({v}).isInteger() && quantity({v}).asInteger() in {sizes:?})"
+        )
+    };
+    let bytes = |v: &str| format!("(type({v}) == int ? int({v}) : quantity({v}).asInteger())");
+    let same = format!("!{} || {} == {}", known("oldSelf"), bytes("oldSelf"), bytes("self"));
+    let rules = serde_json::json!([
+        { "rule": known("self"), "message": "an extent is a power of two from 4Mi to 1Gi" },
+        { "rule": same, "message": "a pool's extent size never changes" },
+    ]);
+    let mut schema = Quantity::json_schema(g);
+    schema.insert("x-kubernetes-validations".to_owned(), rules);
+    schema
 }

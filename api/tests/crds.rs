@@ -37,6 +37,10 @@ fn check(at: &str, v: &Value) {
     }
     let int_or_string = o.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true));
     assert_eq!(o.get("type").is_some_and(Value::is_string), !int_or_string, "{at}: {v}");
+    assert!(
+        !int_or_string || !o.contains_key("nullable"),
+        "{at}: null is no quantity, a default stands in for it"
+    );
     assert!(o.get("type") != Some(&"array".into()) || o.contains_key("items"), "{at}: items");
     if let Some(f) = o.get("format").and_then(Value::as_str) {
         assert!(["int32", "int64", "date-time"].contains(&f), "{at}: format {f}");

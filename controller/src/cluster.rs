@@ -15,6 +15,25 @@ use tracing_subscriber::EnvFilter;
 /// until the watcher gives it up), so that this ends only what nobody else limits.
 const SILENCE: Duration = Duration::from_secs(310);
 
+/// How long the API server may take for a request that nothing urgent waits for.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// The API server has taken a request and says nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("the API server has not answered for {0:?}")]
+struct Silent(Duration);
+
+/// Asks the API server. One that never answers is given up after 10 s, as one that cannot be reached.
+///
+/// # Errors
+/// The request's, or [`kube::Error::Service`] after that time.
+pub(crate) async fn ask<T>(f: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    match tokio::time::timeout(ANSWER, f).await {
+        Ok(answer) => answer,
+        Err(_) => Err(kube::Error::Service(Box::new(Silent(ANSWER)))),
+    }
+}
+
 /// Why there is no way to the API server.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {

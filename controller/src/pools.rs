@@ -1,15 +1,18 @@
 //! Pools as the core wants them, from the configuration file or from the cluster's StoragePool resources.
 //!
-//! Invariant: a resource that makes no sense is left out and said to be, so that one mistake takes nothing from other
-//! pools; what its disks hold stays where it is. Must not know: what the core does with pools.
+//! Invariant: a resource that makes no sense, whatever it says, is left out and said to be, so that one mistake takes nothing
+//! from other pools; what its disks hold stays where it is and works. Must not know: what the core does with pools.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use ::api::{DeviceClass, FreshDisks, StoragePool, StoragePoolSpec};
-use kube::{Api, Client, ResourceExt, api::ListParams};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ApiResource, DynamicObject, ListParams},
+};
 use pool::ids::PoolName;
 
-use crate::core;
+use crate::{cluster::ask, core};
 
 /// How often the cluster's pools are looked at: people change them a few times a year.
 const LOOK: Duration = Duration::from_secs(10);
@@ -45,38 +48,64 @@ pub fn core_pool(name: PoolName, spec: &StoragePoolSpec) -> core::PoolSpec {
     }
 }
 
-/// Why a resource is no pool.
-fn understand(p: &StoragePool) -> Result<core::PoolSpec, String> {
-    let name: PoolName = p.name_any().parse().map_err(|e: pool::ids::BadId| e.to_string())?;
-    p.spec.check().map_err(|e| e.to_string())?;
-    Ok(core_pool(name, &p.spec))
+/// The cluster's pools at one look.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Those that make sense, by name.
+    pub pools: Vec<core::PoolSpec>,
+    /// Why the others make none, by name.
+    pub left_out: BTreeMap<String, String>,
 }
 
-/// The cluster's pools, by name.
+/// What a resource says, or why it is no pool.
+pub(crate) fn understand(p: &DynamicObject) -> Result<core::PoolSpec, String> {
+    let name: PoolName = p.name_any().parse().map_err(|e: pool::ids::BadId| e.to_string())?;
+    let spec: StoragePoolSpec =
+        serde_json::from_value(p.data["spec"].clone()).map_err(|e| format!("spec: {e}"))?;
+    spec.check().map_err(|e| e.to_string())?;
+    Ok(core_pool(name, &spec))
+}
+
+/// The cluster's StoragePools as they stand there: a list of what has to make sense would fail as a whole.
+pub(crate) fn api(client: &Client) -> Api<DynamicObject> {
+    Api::all_with(client.clone(), &ApiResource::erase::<StoragePool>(&()))
+}
+
+/// All of them.
+pub(crate) async fn list(client: &Client) -> kube::Result<Vec<DynamicObject>> {
+    Ok(ask(api(client).list(&ListParams::default())).await?.items)
+}
+
+/// Looks at the cluster's pools. What is left out now and was not `before` is said in the log.
 ///
 /// # Errors
 /// The API server does not answer, or refuses.
-pub async fn in_cluster(client: &Client) -> Result<Vec<core::PoolSpec>, kube::Error> {
-    let pools: Api<StoragePool> = Api::all(client.clone());
-    let listed = pools.list(&ListParams::default()).await?;
-    let mut out = Vec::with_capacity(listed.items.len());
-    for p in &listed {
-        match understand(p) {
-            Ok(spec) => out.push(spec),
-            Err(why) => tracing::error!(pool = p.name_any(), why, "a StoragePool makes no sense: left out"),
+pub async fn in_cluster(client: &Client, before: &Found) -> kube::Result<Found> {
+    let mut found = Found::default();
+    for p in list(client).await? {
+        match understand(&p) {
+            Ok(spec) => found.pools.push(spec),
+            Err(why) => {
+                let pool = p.name_any();
+                if before.left_out.get(&pool) != Some(&why) {
+                    tracing::error!(pool, why, "a StoragePool makes no sense: left out");
+                }
+                found.left_out.insert(pool, why);
+            }
         }
     }
-    out.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(out)
+    found.pools.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(found)
 }
 
 /// Waits until the cluster's pools are others than `known`.
-pub async fn changed(client: &Client, known: &[core::PoolSpec]) {
+pub async fn changed(client: &Client, known: &Found) {
+    let mut last = known.clone();
     loop {
         tokio::time::sleep(LOOK).await;
-        match in_cluster(client).await {
-            Ok(now) if now != known => return,
-            Ok(_) => {}
+        match in_cluster(client, &last).await {
+            Ok(now) if now.pools != known.pools => return,
+            Ok(now) => last = now,
             Err(e) => tracing::warn!(error = %e, "the cluster's pools cannot be read; will retry"),
         }
     }

@@ -6,6 +6,8 @@ use ::api::LogicalVolume;
 use kube::{Api, Client, api::ListParams};
 use pool::units::{Bytes, Extents};
 
+use crate::cluster::ask;
+
 /// Volumes on a page.
 const PAGE: u32 = 500;
 /// Volumes that are named.
@@ -29,7 +31,7 @@ impl Remains {
         let mut found = Self::default();
         let mut page = ListParams::default().limit(PAGE);
         loop {
-            let listed = volumes.list(&page).await?;
+            let listed = ask(volumes.list(&page)).await?;
             for v in &listed.items {
                 found.add(v);
             }

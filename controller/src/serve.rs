@@ -196,9 +196,10 @@ async fn in_cluster(
     fault: Fault,
 ) -> Result<(), ServeError> {
     let other = store.other();
-    let known = pools::in_cluster(client).await.map_err(|e| ServeError::Pools(Box::new(e)))?;
+    let known = pools::in_cluster(client, &pools::Found::default()).await;
+    let known = known.map_err(|e| ServeError::Pools(Box::new(e)))?;
     tokio::select! {
-        r = reign(config, known.clone(), Some(client.clone()), store, face, operations, fault) => r,
+        r = reign(config, known.pools.clone(), Some(client.clone()), store, face, operations, fault) => r,
         () = face.stand_by(other) => Ok(()),
         () = pools::changed(client, &known) => {
             tracing::info!("the cluster's StoragePools have changed: ending, to start with them");

@@ -35,6 +35,8 @@ pub struct VolumeReport {
     pub state: String,
     /// Who has it: `n1`, or `n1 -> n2`.
     pub nodes: String,
+    /// Where its parts lie.
+    pub disks: BTreeSet<DiskId>,
     /// What lies on other nodes than the one that has it, and on how many.
     pub borrowed: (Bytes, usize),
     /// Whether somebody has it.
@@ -106,6 +108,7 @@ impl Engine {
                 Lifecycle::Active => phase(&r.access.access).to_owned(),
             },
             nodes,
+            disks: r.map.disks(),
             borrowed: (borrowed, lenders.len()),
             attached: !holders.is_empty(),
             abnormal: self.abnormal(r),
@@ -138,8 +141,12 @@ impl Engine {
         }
     }
 
-    /// Attached volumes that have to do with a node, as their holder or as a lender.
+    /// Volumes that have to do with a node: it holds them, or parts of them lie there, in use or not.
     pub(super) fn volumes_at(&self, node: &NodeName) -> Vec<VolumeId> {
-        self.nodes.get(node).map(|n| n.volumes.iter().copied().collect()).unwrap_or_default()
+        let disks = self.disks.iter().filter(|(_, s)| s.record.disk.node == *node);
+        let mut all: BTreeSet<VolumeId> =
+            disks.flat_map(|(id, _)| self.pool.owners(*id).map(|(v, _)| v)).collect();
+        all.extend(self.nodes.get(node).into_iter().flat_map(|n| &n.volumes));
+        all.into_iter().collect()
     }
 }

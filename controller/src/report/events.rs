@@ -12,8 +12,10 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, Resource, ResourceExt, api::PostParams};
 
+use crate::cluster::ask;
+
 /// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Happening {
     /// Whether a person should look at it.
     pub(super) warning: bool,
@@ -24,7 +26,7 @@ pub(super) struct Happening {
 }
 
 /// To what it happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Subject {
     /// A claim, by namespace and name.
     Claim(String, String),
@@ -32,10 +34,22 @@ pub(super) enum Subject {
     Node(String),
     /// A disk.
     Disk(String),
+    /// A pool, with its UID.
+    Pool(String, Option<String>),
 }
 
 /// Where events of objects without a namespace are kept, as Kubernetes does.
 const DEFAULT: &str = "default";
+
+impl Subject {
+    /// Where its events are kept.
+    pub(super) fn namespace(&self) -> &str {
+        match self {
+            Subject::Claim(namespace, _) => namespace,
+            Subject::Node(_) | Subject::Disk(_) | Subject::Pool(..) => DEFAULT,
+        }
+    }
+}
 
 fn reference<K: Resource<DynamicType = ()>>(
     name: &str,
@@ -57,16 +71,17 @@ async fn involved(client: &Client, subject: &Subject) -> kube::Result<Option<Obj
     Ok(match subject {
         Subject::Claim(namespace, name) => {
             let api: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-            let found = api.get_metadata_opt(name).await?;
+            let found = ask(api.get_metadata_opt(name)).await?;
             found.map(|c| reference::<PersistentVolumeClaim>(name, Some(namespace), c.uid()))
         }
         // kubectl looks for a node's events under its name in place of the UID, where the kubelet puts them.
         Subject::Node(name) => Some(reference::<Node>(name, None, Some(name.clone()))),
         Subject::Disk(name) => {
             let api: Api<api::NodeDisk> = Api::all(client.clone());
-            let found = api.get_metadata_opt(name).await?;
+            let found = ask(api.get_metadata_opt(name)).await?;
             found.map(|d| reference::<api::NodeDisk>(name, None, d.uid()))
         }
+        Subject::Pool(name, uid) => Some(reference::<api::StoragePool>(name, None, uid.clone())),
     })
 }
 
@@ -76,12 +91,12 @@ async fn involved(client: &Client, subject: &Subject) -> kube::Result<Option<Obj
 /// The API server does not take it.
 pub(super) async fn say(client: &Client, subject: &Subject, what: &Happening) -> kube::Result<()> {
     let Some(involved) = involved(client, subject).await? else { return Ok(()) };
-    let namespace = involved.namespace.clone().unwrap_or_else(|| DEFAULT.to_owned());
+    let namespace = subject.namespace();
     let now = Some(Time(Timestamp::now()));
     let event = Event {
         metadata: ObjectMeta {
             name: Some(format!("weir-{}", uuid::Uuid::new_v4().simple())),
-            namespace: Some(namespace.clone()),
+            namespace: Some(namespace.to_owned()),
             ..ObjectMeta::default()
         },
         involved_object: involved,
@@ -94,6 +109,6 @@ pub(super) async fn say(client: &Client, subject: &Subject, what: &Happening) ->
         count: Some(1),
         ..Event::default()
     };
-    let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
-    api.create(&PostParams::default(), &event).await.map(drop)
+    let api: Api<Event> = Api::namespaced(client.clone(), namespace);
+    ask(api.create(&PostParams::default(), &event)).await.map(drop)
 }

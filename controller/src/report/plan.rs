@@ -4,7 +4,7 @@ use api::{
     Condition, ConditionStatus, LogicalVolumeStatus, NodeDiskStatus, Quantity, StorageNodeStatus,
     StoragePoolStatus, set_condition,
 };
-use pool::{ids::PoolName, units::Bytes};
+use pool::units::Bytes;
 
 use crate::core::{DiskReport, Fleet, VolumeReport};
 
@@ -119,27 +119,32 @@ pub(super) fn node(alive: bool, generation: i64, old: &[Condition], now: &str) -
     }
 }
 
+/// `left_out`: why the controller does without the pool.
 pub(super) fn pool(
     fleet: &Fleet,
-    name: &PoolName,
+    name: &str,
+    left_out: Option<&str>,
     generation: i64,
     old: &[Condition],
     now: &str,
 ) -> StoragePoolStatus {
-    let disks: Vec<&DiskReport> = fleet.disks.values().filter(|d| d.pool == *name).collect();
+    let disks: Vec<&DiskReport> = fleet.disks.values().filter(|d| d.pool.as_str() == name).collect();
     let sum = |f: fn(&DiskReport) -> Bytes| disks.iter().map(|d| f(d)).fold(Bytes::ZERO, Bytes::plus);
     let nodes: std::collections::BTreeSet<_> = disks.iter().map(|d| &d.node).collect();
     let (ready, serving) = (disks.iter().any(|d| d.ready), disks.iter().filter(|d| d.ready).count());
-    let message = match (disks.len(), ready) {
-        (0, _) => "no device of any node fits its selectors, or none has been reported yet".to_owned(),
-        (n, _) => format!("{serving} of {n} disks take new extents"),
+    let message = match (left_out, disks.len()) {
+        (Some(why), _) => format!(
+            "left out until it is corrected: {why}. No device becomes a disk of it; what lies on its disks stays and works"
+        ),
+        (None, 0) => "no device of any node fits its selectors, or none has been reported yet".to_owned(),
+        (None, n) => format!("{serving} of {n} disks take new extents"),
     };
-    let aspect = Aspect {
-        kind: "Ready",
-        holds: ready,
-        reason: if ready { "Serving" } else { "NoDisks" },
-        message: &message,
+    let (holds, reason) = match (left_out, ready) {
+        (Some(_), _) => (false, "LeftOut"),
+        (None, true) => (true, "Serving"),
+        (None, false) => (false, "NoDisks"),
     };
+    let aspect = Aspect { kind: "Ready", holds, reason, message: &message };
     StoragePoolStatus {
         observed_generation: generation,
         disks: disks.len() as u64,
@@ -160,6 +165,7 @@ mod tests {
             size: Bytes::gib(4),
             state: "Attached".into(),
             nodes: "n1".into(),
+            disks: std::collections::BTreeSet::new(),
             borrowed: (Bytes::gib(1), 2),
             attached: true,
             abnormal: None,
@@ -212,14 +218,19 @@ mod tests {
             let id = format!("00000000-0000-0000-0000-00000000000{i}");
             fleet.disks.insert(id.parse().unwrap(), disk(pool, node, ready));
         }
-        let s = pool(&fleet, &"a".parse().unwrap(), 1, &[], "t");
+        let s = pool(&fleet, "a", None, 1, &[], "t");
         assert_eq!(
             (s.disks, s.nodes, s.size.as_deref(), s.free.as_deref()),
             (2, 2, Some("20Gi"), Some("8Gi"))
         );
         assert!(condition(&s.conditions, "Ready").message.contains("1 of 2"));
-        let none = pool(&fleet, &"c".parse().unwrap(), 1, &[], "t");
+        let none = pool(&fleet, "c", None, 1, &[], "t");
         assert_eq!(condition(&none.conditions, "Ready").status, ConditionStatus::False);
+        let wrong = pool(&fleet, "a", Some("spec: no power of two"), 1, &s.conditions, "t2");
+        let ready = condition(&wrong.conditions, "Ready");
+        assert_eq!((ready.status, ready.reason.as_str()), (ConditionStatus::False, "LeftOut"));
+        assert!(ready.message.contains("spec: no power of two"), "{}", ready.message);
+        assert_eq!(wrong.disks, 2, "what it has it keeps");
     }
 
     #[test]

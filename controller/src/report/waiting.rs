@@ -2,7 +2,7 @@
 //!
 //! The scheduler goes by the published capacity and never asks us for what cannot be had, so nobody else would say. It follows
 //! from the cluster's claims and the pool's room; claims that wait for anything else (a first consumer, say) are not spoken
-//! of. Must not know: how room is found.
+//! of. Invariant: a claim that cannot be told keeps none from being told. Must not know: how room is found.
 
 use std::{
     collections::BTreeMap,
@@ -18,14 +18,19 @@ use kube::{
 use pool::units::Bytes;
 use tokio::{sync::mpsc, time::MissedTickBehavior};
 
-use super::events::{Happening, Subject, say};
-use crate::core::Handle;
+use super::{
+    events::{Happening, Subject, say},
+    troubles::{Troubles, Verdict, judge},
+};
+use crate::{cluster::ask, core::Handle};
 
 /// How often claims that wait are looked at.
 const LOOK: Duration = Duration::from_secs(5);
 /// How long nothing new is said of a claim: room changes all the time.
 const QUIET: Duration = Duration::from_secs(300);
-/// Claims of which something is said at a look.
+/// After how long a claim is tried again that could not be told.
+const AGAIN: Duration = Duration::from_secs(20);
+/// Claims of which something is said, or in vain, at a look.
 const BATCH: usize = 32;
 /// Parameters for the sidecars, which they keep to themselves.
 const SIDECARS: &str = "csi.storage.k8s.io/";
@@ -54,14 +59,16 @@ pub struct Waiting {
     core: Handle,
     driver: String,
     claims: BTreeMap<Name, Claim>,
-    /// When something was said last, and of which size.
+    /// Until when nothing more is said, as long as the size is this one.
     told: BTreeMap<Name, (Bytes, Instant)>,
+    troubles: Troubles,
 }
 
 impl Waiting {
     /// For claims of this driver's classes.
     pub fn new(client: Client, core: Handle, driver: String) -> Self {
-        Self { client, core, driver, claims: BTreeMap::new(), told: BTreeMap::new() }
+        let (claims, told) = (BTreeMap::new(), BTreeMap::new());
+        Self { client, core, driver, claims, told, troubles: Troubles::default() }
     }
 
     /// Tells for as long as it is polled.
@@ -75,11 +82,7 @@ impl Waiting {
             tokio::select! {
                 () = &mut watch => return,
                 Some(s) = sees.recv() => self.note(s),
-                _ = ticks.tick() => {
-                    if let Err(e) = self.look().await {
-                        tracing::debug!(error = %e, "claims that wait are told nothing now; will retry");
-                    }
-                }
+                _ = ticks.tick() => self.look().await,
             }
         }
     }
@@ -98,41 +101,82 @@ impl Waiting {
     /// Claims of which nothing was said of late.
     fn due(&self, now: Instant) -> Vec<(Name, Claim)> {
         let quiet = |name: &Name, c: &Claim| {
-            self.told.get(name).is_some_and(|(size, at)| *size == c.size && now < *at + QUIET)
+            self.told.get(name).is_some_and(|(size, until)| *size == c.size && now < *until)
         };
         let due = self.claims.iter().filter(|(name, c)| !quiet(name, c));
         due.map(|(name, c)| (name.clone(), c.clone())).collect()
     }
 
-    async fn look(&mut self) -> kube::Result<()> {
+    async fn look(&mut self) {
         // A claim that went while the watch was away is not in it any more.
         self.told.retain(|name, _| self.claims.contains_key(name));
         let mut classes = BTreeMap::new();
-        let mut said = 0;
+        let mut tried = 0;
         for (name, claim) in self.due(Instant::now()) {
             if !classes.contains_key(&claim.class) {
-                let api: Api<StorageClass> = Api::all(self.client.clone());
-                classes.insert(claim.class.clone(), api.get_opt(&claim.class).await?);
+                match self.parameters(&claim.class).await {
+                    Ok(found) => drop(classes.insert(claim.class.clone(), found)),
+                    // Of its claims nothing is said at this look.
+                    Err(Verdict::Refused | Verdict::NotNow) => {
+                        drop(classes.insert(claim.class.clone(), None));
+                    }
+                    Err(Verdict::Away) => {
+                        self.told.insert(name, (claim.size, Instant::now() + AGAIN));
+                        return;
+                    }
+                }
             }
-            let Some(parameters) = classes.get(&claim.class).and_then(|c| ours(c.as_ref()?, &self.driver))
-            else {
-                continue;
-            };
+            let Some(parameters) = classes.get(&claim.class).cloned().flatten() else { continue };
             let why = match self.core.no_room(parameters, claim.size).await {
                 Ok(None) => continue,
                 Ok(Some(why)) => why,
                 Err(e) => e.to_string(),
             };
-            let subject = Subject::Claim(name.0.clone(), name.1.clone());
-            let what = Happening { warning: true, reason: "InsufficientCapacity", message: why };
-            say(&self.client, &subject, &what).await?;
-            self.told.insert(name, (claim.size, Instant::now()));
-            said += 1;
-            if said == BATCH {
-                break;
+            let verdict = self.tell(&name, why).await;
+            // One that is refused is as quiet as one that was told: it would be refused again.
+            let quiet = match verdict {
+                None | Some(Verdict::Refused) => QUIET,
+                Some(Verdict::NotNow | Verdict::Away) => AGAIN,
+            };
+            self.told.insert(name, (claim.size, Instant::now() + quiet));
+            tried += 1;
+            if tried == BATCH || verdict == Some(Verdict::Away) {
+                return;
             }
         }
-        Ok(())
+    }
+
+    /// A class's parameters, if it is one of this driver.
+    async fn parameters(&mut self, class: &str) -> Result<Option<BTreeMap<String, String>>, Verdict> {
+        let api: Api<StorageClass> = Api::all(self.client.clone());
+        let what = format!("what claims of class {class} wait for");
+        match ask(api.get_opt(class)).await {
+            Ok(found) => {
+                self.troubles.over(&what);
+                Ok(found.and_then(|c| ours(&c, &self.driver)))
+            }
+            Err(e) => {
+                self.troubles.failed(&what, &e);
+                Err(judge(&e))
+            }
+        }
+    }
+
+    /// Tells a claim why it waits.
+    async fn tell(&mut self, (namespace, name): &Name, why: String) -> Option<Verdict> {
+        let subject = Subject::Claim(namespace.clone(), name.clone());
+        let happening = Happening { warning: true, reason: "InsufficientCapacity", message: why };
+        let what = format!("what claims in namespace {namespace} wait for");
+        match say(&self.client, &subject, &happening).await {
+            Ok(()) => {
+                self.troubles.over(&what);
+                None
+            }
+            Err(e) => {
+                self.troubles.failed(&what, &e);
+                Some(judge(&e))
+            }
+        }
     }
 }
 
@@ -163,8 +207,14 @@ async fn watch(client: Client, seen: mpsc::Sender<Seen>) {
     let claims: Api<PersistentVolumeClaim> = Api::all(client);
     let events = watcher(claims, watcher::Config::default()).default_backoff();
     tokio::pin!(events);
+    let mut troubles = Troubles::default();
+    let what = "what claims wait for";
     loop {
-        let next = match events.try_next().await {
+        let next = events.try_next().await;
+        if next.is_ok() {
+            troubles.over(&what);
+        }
+        let next = match next {
             Ok(Some(watcher::Event::Init)) => Seen::Restart,
             Ok(Some(watcher::Event::InitApply(c) | watcher::Event::Apply(c))) => match waits(&c) {
                 Some(claim) => Seen::Waits(name(&c), claim),
@@ -174,7 +224,7 @@ async fn watch(client: Client, seen: mpsc::Sender<Seen>) {
             Ok(Some(watcher::Event::InitDone)) => continue,
             Ok(None) => return,
             Err(e) => {
-                tracing::debug!(error = %e, "claims cannot be watched now; will retry");
+                troubles.failed(&what, &e);
                 continue;
             }
         };

@@ -35,6 +35,7 @@ use crate::{
 mod admission;
 mod certificates;
 mod outage;
+mod pools;
 mod report;
 mod scripted;
 mod tokens;

@@ -1,6 +1,7 @@
 //! The core against scripted nodes: what it decides, what it tells, what survives it.
 #![allow(clippy::unwrap_used)]
 
+mod cluster;
 mod drains;
 mod feed;
 mod kubernetes;
