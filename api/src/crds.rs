@@ -53,15 +53,15 @@ pub fn files() -> Result<Vec<(String, String)>, RenderError> {
         .collect()
 }
 
-/// Structural schemas know signed integers only, and no `additionalProperties` beside `properties`; nothing is nullable
-/// unless it says so.
+/// Structural schemas know signed integers only, and no `additionalProperties` beside `properties`; null is no quantity,
+/// though kube lets it stand for each that may be left out.
 fn normalize(v: &mut Value) {
     match v {
         Value::Object(o) => {
             if o.get("additionalProperties") == Some(&Value::Bool(false)) {
                 o.remove("additionalProperties");
             }
-            if o.get("nullable") == Some(&Value::Bool(false)) {
+            if o.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true)) {
                 o.remove("nullable");
             }
             let signed = match o.get("format").and_then(Value::as_str) {

@@ -100,8 +100,6 @@ impl JsonSchema for Quantity {
             "x-kubernetes-int-or-string": true,
             "pattern": PATTERN,
             "minimum": 0,
-            // Said, or kube would allow null wherever a field may be left out.
-            "nullable": false,
         })
     }
 }
