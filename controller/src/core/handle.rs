@@ -415,7 +415,7 @@ impl Handle {
         self.question(Engine::fleet).await
     }
 
-    /// Attached volumes that have to do with a node.
+    /// Volumes that have to do with a node.
     ///
     /// # Errors
     /// The controller is stopping.
