@@ -78,6 +78,9 @@ enum Kind {
 
 type Told<T> = Result<T, Failed>;
 
+/// What an event says of a disk that is worse than before: its reason, and a sentence.
+type BadNews = (&'static str, String);
+
 /// Why something was not written.
 #[derive(Debug, thiserror::Error)]
 enum Failed {
@@ -408,8 +411,7 @@ impl Reporter {
     /// Says what has become of disks since the last look, and has their volumes' statuses say it.
     async fn compare_disks(&mut self, old: &Fleet, now: &Fleet) -> Result<(), ApiError> {
         // By node: what matters to volumes, and what is bad news.
-        let mut changed: BTreeMap<&NodeName, BTreeMap<DiskId, Option<(&'static str, String)>>> =
-            BTreeMap::new();
+        let mut changed: BTreeMap<&NodeName, BTreeMap<DiskId, Option<BadNews>>> = BTreeMap::new();
         for (id, d) in &now.disks {
             let Some(was) = old.disks.get(id) else {
                 let what = format!("{} of {} became a disk of pool {}", d.path, d.node, d.pool);

@@ -394,10 +394,11 @@ async fn a_claim_that_cannot_be_told_keeps_none_from_being_told() {
     let waiting = Waiting::new(server.client(), rig.core.clone(), "csi.test".to_owned());
     let waiting = tokio::spawn(waiting.run());
     server.event("PersistentVolumeClaim", "big", "InsufficientCapacity").await;
-    let state = server.0.lock().unwrap();
-    let at: Vec<_> = state.objects.keys().filter(|k| k.contains("/events/")).collect();
-    assert!(at.iter().all(|k| k.starts_with("/api/v1/namespaces/c/")), "{at:?}");
-    drop(state);
+    {
+        let state = server.0.lock().unwrap();
+        let at: Vec<_> = state.objects.keys().filter(|k| k.contains("/events/")).collect();
+        assert!(at.iter().all(|k| k.starts_with("/api/v1/namespaces/c/")), "{at:?}");
+    }
     waiting.abort();
     rig.end().await;
 }
