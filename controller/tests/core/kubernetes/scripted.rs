@@ -126,9 +126,7 @@ impl Scripted {
         };
         let (code, body) = match done {
             Ok(body) => (200, body),
-            Err((code, message)) => {
-                (code, json!({ "kind": "Status", "status": "Failure", "message": message, "code": code }))
-            }
+            Err((code, message)) => (code, failure(code, &message)),
         };
         Response::builder().status(code).body(Body::from(serde_json::to_vec(&body).unwrap())).unwrap()
     }
@@ -220,6 +218,17 @@ impl State {
         self.objects.insert(path, o.clone());
         o
     }
+}
+
+/// A Status as the API server makes it. The client tells what is not there by the reason, not by the code.
+fn failure(code: u16, message: &str) -> Value {
+    let reason = match code {
+        404 => "NotFound",
+        409 => "Conflict",
+        410 => "Expired",
+        _ => "",
+    };
+    json!({ "kind": "Status", "status": "Failure", "reason": reason, "message": message, "code": code })
 }
 
 fn fresh(o: &Value, version: &Value) -> Result<(), (u16, String)> {
