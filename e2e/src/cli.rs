@@ -43,7 +43,7 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         on: Option<String>,
         /// Without names: after so many minutes nothing more begins that need not run each time.
-        #[arg(long, value_name = "N", default_value_t = 55)]
+        #[arg(long, value_name = "N", default_value_t = 45)]
         minutes: u64,
     },
     /// Measure.
