@@ -45,9 +45,10 @@ fn wait_attached(c: &KubeCluster, nodes: &[&str]) -> Result<()> {
 }
 
 fn attach(c: &mut KubeCluster) -> Result<()> {
-    c.lab()
-        .each(|node| c.import(node, Program::ATTACHER, ATTACHER))
-        .context("give the nodes csi-attacher")?;
+    // One after the other: the first makes the image.
+    for node in c.lab().nodes() {
+        c.import(node, Program::ATTACHER, ATTACHER).context("give the nodes csi-attacher")?;
+    }
     replace(c, &["attachRequired=true", "sidecars.attacher.image.pullPolicy=Never"])?;
     c.create(&[Claim::of("moved", "weir", Mode::Block, "64Mi").object()])?;
     let first = PodIo::start(c, 1, "moved-a", "moved", Mode::Block, 71)?.begun(c)?;
