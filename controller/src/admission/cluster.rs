@@ -5,7 +5,7 @@
 //! VirtualMachineInstance as its controlling owner; what attaches hotplugged disks has `kubevirt.io: hotplug-disk` and a
 //! launcher pod as its controlling owner. Must not know: the rule.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{PersistentVolume, Pod},
@@ -15,9 +15,8 @@ use kube::{Api, Client, ResourceExt, api::ListParams};
 use pool::ids::NodeName;
 
 use super::{Admission, Denied, Newcomer, PodUse, Vm, decide};
+use crate::cluster;
 
-/// How long the API server may take for one request.
-const ANSWER: Duration = Duration::from_secs(10);
 /// PersistentVolumes on a page, where a volume's has to be looked for.
 const PAGE: u32 = 500;
 /// The label that says what a pod is to KubeVirt, and its values.
@@ -31,6 +30,10 @@ pub struct ByPods {
     driver: String,
 }
 
+async fn ask<T>(f: impl Future<Output = kube::Result<T>>) -> Result<T, Denied> {
+    cluster::ask(f).await.map_err(|e| Denied::Unknown(e.to_string()))
+}
+
 /// A claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Claim {
@@ -42,13 +45,6 @@ impl ByPods {
     /// For volumes of this CSI driver.
     pub fn new(client: Client, driver: String) -> Self {
         Self { client, driver }
-    }
-
-    async fn ask<T>(f: impl Future<Output = kube::Result<T>>) -> Result<T, Denied> {
-        match tokio::time::timeout(ANSWER, f).await {
-            Ok(r) => r.map_err(|e| Denied::Unknown(e.to_string())),
-            Err(_) => Err(Denied::Unknown("the API server does not answer".to_owned())),
-        }
     }
 
     /// The claim that a PersistentVolume is bound to, if it is the volume's. One that was released still names its last claim, beside
@@ -67,7 +63,7 @@ impl ByPods {
     /// The claim of the PersistentVolume that is named as the volume is: a provisioner names them alike.
     async fn likely_claim(&self, newcomer: &Newcomer) -> Result<Option<Claim>, Denied> {
         let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
-        let found = Self::ask(volumes.get_opt(&newcomer.name)).await?;
+        let found = ask(volumes.get_opt(&newcomer.name)).await?;
         Ok(found.and_then(|v| self.claim(&v, &newcomer.volume.to_string())))
     }
 
@@ -77,7 +73,7 @@ impl ByPods {
         let (id, mut found) = (newcomer.volume.to_string(), vec![]);
         let mut page = ListParams::default().limit(PAGE);
         loop {
-            let listed = Self::ask(volumes.list(&page)).await?;
+            let listed = ask(volumes.list(&page)).await?;
             found.extend(listed.items.iter().filter_map(|v| self.claim(v, &id)));
             match listed.metadata.continue_.filter(|c| !c.is_empty()) {
                 Some(next) => page = page.continue_token(&next),
@@ -101,7 +97,7 @@ impl ByPods {
     async fn pods(&self, claim: &Claim, node: &NodeName) -> Result<Vec<PodUse>, Denied> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &claim.namespace);
         let here = ListParams::default().fields(&format!("spec.nodeName={node}"));
-        let listed = Self::ask(pods.list(&here)).await?;
+        let listed = ask(pods.list(&here)).await?;
         Ok(uses(&listed.items, &claim.name, node))
     }
 }

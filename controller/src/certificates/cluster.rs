@@ -24,6 +24,7 @@ use super::{
     plan::{Material, renewed},
 };
 use crate::{
+    cluster,
     config::KubernetesTls,
     tls::{self, Pem, TlsError},
 };
@@ -32,8 +33,6 @@ use crate::{
 const LOOK: Duration = Duration::from_secs(60);
 /// The same while there is nothing to show yet, or something failed.
 const SOON: Duration = Duration::from_secs(2);
-/// How long the API server may take for one request.
-const ANSWER: Duration = Duration::from_secs(10);
 /// Names of entries, as Kubernetes's TLS Secrets have them.
 const CA: &str = "ca.crt";
 const CA_KEY: &str = "ca.key";
@@ -53,12 +52,6 @@ pub enum KeepError {
         /// Why.
         #[source]
         source: Box<kube::Error>,
-    },
-    /// The API server did not answer.
-    #[error("{what}: the API server does not answer")]
-    Silent {
-        /// Which object.
-        what: String,
     },
     /// Making one.
     #[error(transparent)]
@@ -83,10 +76,8 @@ fn clock() -> i64 {
 }
 
 async fn ask<T>(what: &str, f: impl Future<Output = kube::Result<T>>) -> Result<T, KeepError> {
-    match tokio::time::timeout(ANSWER, f).await {
-        Ok(r) => r.map_err(|e| KeepError::Api { what: what.to_owned(), source: Box::new(e) }),
-        Err(_) => Err(KeepError::Silent { what: what.to_owned() }),
-    }
+    let answer = cluster::ask(f).await;
+    answer.map_err(|e| KeepError::Api { what: what.to_owned(), source: Box::new(e) })
 }
 
 fn text(data: Option<&BTreeMap<String, ByteString>>, entry: &str) -> Option<String> {

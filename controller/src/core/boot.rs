@@ -1,7 +1,8 @@
 //! From the store's records to the core's memory, and the checks that they agree. Nothing is written here.
 //!
 //! Invariants: an extent that two records claim, or that lies outside of its disk, stops the start: only a person can
-//! say which record is right. Must not know: sessions.
+//! say which record is right. A pool that is configured as its disks are not is left out, and theirs is not changed; all
+//! else goes on. Must not know: sessions.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -10,7 +11,6 @@ use pool::{
     disk::DiskState,
     ids::{DiskId, NodeName, PoolName, VolumeId},
     record::{Lifecycle, Record, Stretch},
-    units::ExtentSize,
 };
 
 use super::{disks::DiskSlot, engine::Engine, volume::Volume};
@@ -25,18 +25,6 @@ pub enum StartError {
     /// The store.
     #[error("the records cannot be loaded")]
     Store(#[from] StoreError),
-    /// The configuration and the records contradict each other.
-    #[error(
-        "pool {pool} is configured with extents of {want} bytes, but has disks with extents of {have}: the size of a pool's extents cannot change"
-    )]
-    ExtentSize {
-        /// The pool.
-        pool: PoolName,
-        /// As configured.
-        want: u64,
-        /// As on record.
-        have: u64,
-    },
     /// Two pools have one name.
     #[error("pool {0} is configured twice")]
     PoolTwice(PoolName),
@@ -59,6 +47,20 @@ pub enum StartError {
         /// The disk.
         disk: DiskId,
     },
+}
+
+/// What is wrong with how a pool is configured, to whoever can change that.
+fn said(e: &IndexError) -> String {
+    match e {
+        IndexError::ExtentSize { have, want, .. } => {
+            let (have, want) = (have.bytes(), want.bytes());
+            format!(
+                "extents of {want} are wanted, but its disks have extents of {have}, and a pool's never change: \
+                 make it again with {have}, or with another name"
+            )
+        }
+        other => other.to_string(),
+    }
 }
 
 impl Engine {
@@ -141,20 +143,21 @@ impl Engine {
                 return Err(StartError::PoolTwice(p.name.clone()));
             }
         }
-        let configured = self.specs.values().map(|p| (p.name.clone(), p.extent_size));
         // A pool that is configured no more keeps what it has; nothing new joins it.
-        let recorded = self.disks.values().map(|s| (s.record.disk.pool.clone(), s.record.disk.extent_size));
-        let all: Vec<(PoolName, ExtentSize)> = configured.chain(recorded).collect();
-        for (name, size) in all {
-            match self.pool.define_pool(name, size) {
-                Ok(()) => {}
-                Err(IndexError::ExtentSize { pool, have, want }) => {
-                    let (want, have) = (have.bytes().get(), want.bytes().get());
-                    return Err(StartError::ExtentSize { pool, want, have });
-                }
-                Err(source) => return Err(StartError::Records { what: "the pools".to_owned(), source }),
-            }
+        let kept = self.disks.values().map(|s| &s.record.disk).filter(|d| d.state != DiskState::Released);
+        for d in kept {
+            let defined = self.pool.define_pool(d.pool.clone(), d.extent_size);
+            defined.map_err(|source| StartError::Records { what: format!("disk {}", d.id), source })?;
         }
+        let (pool, left_out) = (&mut self.pool, &mut self.left_out);
+        self.specs.retain(|name, spec| match pool.define_pool(name.clone(), spec.extent_size) {
+            Ok(()) => true,
+            Err(e) => {
+                tracing::error!(pool = %name, error = %e, "the pool is left out: its disks stay as they are");
+                left_out.insert(name.clone(), said(&e));
+                false
+            }
+        });
         Ok(())
     }
 

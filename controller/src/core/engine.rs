@@ -77,6 +77,8 @@ pub(super) struct Engine {
     pub(super) config: CoreConfig,
     pub(super) term: Term,
     pub(super) specs: BTreeMap<PoolName, PoolSpec>,
+    /// Pools that are configured as their disks are not, and how so.
+    pub(super) left_out: BTreeMap<PoolName, String>,
     pub(super) pool: Pool,
     /// What a usual disk of each pool can do, where any is known.
     pub(super) strengths: BTreeMap<PoolName, Strength>,
@@ -109,6 +111,7 @@ impl Engine {
             config,
             term,
             specs,
+            left_out: BTreeMap::new(),
             pool: Pool::new(),
             strengths: BTreeMap::new(),
             volumes: BTreeMap::new(),

@@ -66,7 +66,9 @@ fn fences(
         }
         (Cause::Abort, Access::CuttingOver { .. }, _) => vec![Fence::GivenUp],
         (Cause::Evict, ..) => vec![Fence::DeadHolder; left.len()],
-        (Cause::Detach, ..) => left.iter().filter(|n| !alive(n)).map(|_| Fence::DeadHolder).collect(),
+        (Cause::Detach | Cause::Delete, ..) => {
+            left.iter().filter(|n| !alive(n)).map(|_| Fence::DeadHolder).collect()
+        }
         _ => vec![],
     }
 }

@@ -75,8 +75,8 @@ pub struct Fleet {
     pub disks: BTreeMap<DiskId, DiskReport>,
     /// Nodes on record, with whether they live.
     pub nodes: BTreeMap<NodeName, bool>,
-    /// Pools of the configuration.
-    pub pools: BTreeSet<PoolName>,
+    /// Pools that are configured as their disks are not, and how so.
+    pub left_out: BTreeMap<PoolName, String>,
 }
 
 impl Engine {
@@ -137,7 +137,7 @@ impl Engine {
         Fleet {
             disks: disks.collect(),
             nodes: nodes.map(|(name, n)| (name.clone(), n.alive)).collect(),
-            pools: self.config.pools.iter().map(|p| p.name.clone()).collect(),
+            left_out: self.left_out.clone(),
         }
     }
 

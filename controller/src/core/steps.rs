@@ -289,26 +289,38 @@ impl Engine {
             self.after_durable(id, After::Request(q));
             return Verdict::Done;
         }
-        let holders = v.record.access.users();
-        if !holders.is_empty() {
-            let e = format!("volume {id} is in use on {}: detach it there first", names(&holders));
+        let users = v.record.access.users();
+        let (alive, dead): (Vec<_>, Vec<_>) = users.into_iter().partition(|n| self.alive(n));
+        if !alive.is_empty() {
+            let e = format!("volume {id} is in use on {}: detach it there first", names(&alive));
             q.request.fail(ApiError::Precondition(e));
             return Verdict::Done;
         }
-        let mut next = match v.record.access.upkeeper() {
-            Some(keeper) => {
-                let event = Event::Detach { node: keeper.clone() };
-                match self.with_facts(v, |facts| v.record.access.on(&event, facts)) {
-                    Ok(Outcome::Changed(state, _)) => self.step(v, state, &[], After::Nothing).next,
-                    Ok(Outcome::Unchanged) | Err(_) => v.record.clone(),
-                }
-            }
-            None => v.record.clone(),
-        };
+        // The dead cannot give it up, and are shut out as if somebody else wanted it: whoever deletes a volume has seen that nobody
+        // is to use it. Its extents wait for them.
+        let state = self.without(v, v.record.access.upkeeper().into_iter().chain(&dead));
+        let mut next = self.step(v, state, &[], After::Nothing).next;
+        if !dead.is_empty() {
+            let text = format!("given up for {}, which is not heard of", names(&dead));
+            tracing::warn!(volume = %id, "{text}");
+            next.note(self.now.unix_ms, text);
+        }
         next.lifecycle = Lifecycle::Deleting;
         next.note(self.now.unix_ms, "deletion began");
         tracing::info!(volume = %id, "deletion began");
         Verdict::Write(Box::new(Step { next, cause: Cause::Delete, after: After::Request(q) }.into()))
+    }
+
+    /// Who has access to a volume once these nodes have given it up.
+    fn without<'a>(&self, v: &Volume, nodes: impl Iterator<Item = &'a NodeName>) -> AccessState {
+        self.with_facts(v, |facts| {
+            nodes.fold(v.record.access.clone(), |state, node| {
+                match state.on(&Event::Detach { node: node.clone() }, facts) {
+                    Ok(Outcome::Changed(next, _)) => next,
+                    Ok(Outcome::Unchanged) | Err(_) => state,
+                }
+            })
+        })
     }
 
     /// Goes on with a request whose decision is durable.

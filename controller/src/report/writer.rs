@@ -456,9 +456,13 @@ impl Reporter {
         };
         self.troubles.over(&all);
         let before = std::mem::take(&mut self.left_out);
+        let unlike_its_disks = self.fleet.as_ref().map(|f| f.left_out.clone()).unwrap_or_default();
         for p in &listed {
             let name = p.name_any();
-            if let Err(why) = pools::understand(p) {
+            let understood = pools::understand(p);
+            if let Err(why) =
+                understood.and_then(|s| unlike_its_disks.get(&s.name).cloned().map_or(Ok(()), Err))
+            {
                 if before.get(&name) != Some(&why) {
                     let subject = Subject::Pool(name.clone(), p.uid());
                     self.happened(subject, true, "LeftOut", format!("pool {name} is left out: {why}"));

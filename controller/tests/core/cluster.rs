@@ -16,11 +16,11 @@ use controller::{
 };
 use http::{Method, Request, Response};
 use kube::{Client, client::Body};
-use pool::ids::VolumeId;
+use pool::{ids::VolumeId, units::ExtentSize};
 use serde_json::{Value, json};
 
 use crate::{
-    node::quick,
+    node::{Node, quick},
     plans::{RWX, Rig, request, start},
     stores::Memory,
     world::until,
@@ -260,8 +260,8 @@ async fn a_pool_that_makes_no_sense_is_left_out_and_the_others_are_there() {
     assert!(found.left_out["later"].contains("ofALaterVersion"), "{found:?}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn volumes_of_a_pool_that_is_left_out_work_on() {
+/// A volume is there under a pool as it should be; the next controller starts with this configuration.
+async fn started_again(config: CoreConfig) -> (Rig, VolumeId) {
     let store = Arc::new(Memory::default());
     let rig = Rig::over(quick(), store.clone(), &[20, 20]).await;
     let v = rig.create("v", 30, Some("n1")).await;
@@ -269,22 +269,58 @@ async fn volumes_of_a_pool_that_is_left_out_work_on() {
     let (world, nodes) = (rig.world.clone(), rig.nodes.clone());
     rig.end().await;
 
-    let (core, task) = start(CoreConfig { pools: vec![], ..quick() }, store).await;
+    let (core, task) = start(config, store).await;
     for n in &nodes {
         n.connect(&core).await;
     }
-    let rig = Rig::of(world, core, nodes, task);
-    rig.attach(v.id, 0, &RWX).await.unwrap();
-    rig.attach(v.id, 1, &RWX).await.unwrap();
-    rig.nodes[1].write(v.id).await;
+    (Rig::of(world, core, nodes, task), v.id)
+}
+
+/// It moves to the other node, ends there and gives back its extents.
+async fn lives_on(rig: &Rig, v: VolumeId) {
+    rig.attach(v, 0, &RWX).await.unwrap();
+    rig.attach(v, 1, &RWX).await.unwrap();
+    rig.nodes[1].write(v).await;
     until("n2 has it", || async {
-        let row = rig.settled(v.id, "Attached").await;
+        let row = rig.settled(v, "Attached").await;
         (row.holders == [rig.name(1)]).then_some(())
     })
     .await;
-    rig.detach(v.id, 1).await.unwrap();
-    rig.core.delete_volume(v.id).await.unwrap();
+    rig.detach(v, 1).await.unwrap();
+    rig.core.delete_volume(v).await.unwrap();
     rig.free(40).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volumes_of_a_pool_that_is_left_out_work_on() {
+    let (rig, v) = started_again(CoreConfig { pools: vec![], ..quick() }).await;
+    lives_on(&rig, v).await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pool_made_again_with_other_extents_is_left_out_and_its_volumes_work_on() {
+    let mut config = quick();
+    config.pools[0].extent_size = ExtentSize::new(8 << 20).unwrap();
+    let (rig, v) = started_again(config).await;
+    let server = Server::default();
+    server.put(POOLS, pool("p", json!({ "extentSize": "8Mi" })));
+    let reporter = tokio::spawn(Reporter::new(server.client(), rig.core.clone()).run());
+    let why = server.reason(POOLS, "p", "Ready", "LeftOut").await;
+    assert!(why.contains("extents of 8 MiB are wanted, but its disks have extents of 4 MiB"), "{why}");
+    assert!(server.event("StoragePool", "p", "LeftOut").await.contains("8 MiB"));
+
+    let late = Node::new(&rig.world, "n3", &[20]);
+    late.connect(&rig.core).await;
+    until("n3's device is refused", || async {
+        let s = rig.core.survey().await;
+        let n3 = s.nodes.into_iter().find(|n| n.node == late.name)?;
+        n3.unclaimed.iter().any(|why| why.contains("selected by no pool")).then_some(())
+    })
+    .await;
+    lives_on(&rig, v).await;
+    reporter.abort();
+    late.vanish().await;
     rig.end().await;
 }
 

@@ -411,6 +411,51 @@ async fn a_dead_consumer_is_fenced_and_its_volume_granted_elsewhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_node_held_can_be_deleted_and_its_extents_wait_for_the_node() {
+    let rig = Rig::new(&[10, 10]).await;
+    // Half of it is borrowed.
+    let v = rig.create("v", 15, Some("n1")).await;
+    rig.attach(v.id, 0, &RWO).await.unwrap();
+    let Err(ApiError::Precondition(why)) = rig.core.delete_volume(v.id).await else {
+        panic!("deleted under a node that lives")
+    };
+    assert!(why.contains("in use on n1"), "{why}");
+    rig.nodes[0].vanish().await;
+    rig.dead(0).await;
+    rig.core.delete_volume(v.id).await.unwrap();
+    rig.core.delete_volume(v.id).await.unwrap();
+    let row = rig.row(v.id).await.expect("its extents are not free yet");
+    assert!(row.deleting && row.holders.is_empty() && row.leaving == [rig.name(0)], "{row:?}");
+    assert_eq!(fences(&rig.core), [0, 0, 1]);
+    rig.free(5).await;
+    rig.nodes[0].connect(&rig.core).await;
+    rig.free(20).await;
+    assert_eq!(rig.row(v.id).await, None);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_node_held_in_a_migration_can_be_deleted_when_both_are_dead() {
+    let rig = Rig::new(&[10, 10, 10]).await;
+    let v = rig.create("v", 10, Some("n3")).await;
+    rig.attach(v.id, 0, &RWX).await.unwrap();
+    rig.attach(v.id, 1, &RWX).await.unwrap();
+    rig.settled(v.id, "Guarded").await;
+    rig.nodes[1].vanish().await;
+    rig.dead(1).await;
+    assert!(matches!(rig.core.delete_volume(v.id).await, Err(ApiError::Precondition(_))), "n1 lives");
+    rig.nodes[0].vanish().await;
+    rig.dead(0).await;
+    rig.core.delete_volume(v.id).await.unwrap();
+    for n in &rig.nodes[..2] {
+        n.connect(&rig.core).await;
+    }
+    rig.free(30).await;
+    assert_eq!(rig.row(v.id).await, None);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_dead_lender_fails_attaching_at_once_and_never_blocks_a_detach() {
     let rig = Rig::new(&[10, 20]).await;
     let v = rig.create("v", 10, Some("n2")).await;
