@@ -9,11 +9,11 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{
-    Case, check, delete_claim, delete_pod,
+    Case, check, delete_claim, delete_pod, find_record,
     io::{Plain, PodIo},
     leader,
     objects::{Claim, Mode, Pod},
-    wait_gone, wait_pod,
+    record, wait_gone, wait_pod,
 };
 use crate::{
     kube::{
@@ -28,7 +28,7 @@ use crate::{
 pub(super) const CASES: &[Case] = &[
     Case {
         name: "kube/node-killed",
-        about: "a node dies: its pods' volumes go on elsewhere, with the out-of-service taint and without",
+        about: "a node dies: its pods' volumes go on elsewhere, with the out-of-service taint and without, or are deleted",
         run: node_killed,
     },
     Case {
@@ -67,13 +67,14 @@ fn claim_on_n1(c: &KubeCluster, names: &[&str]) -> Result<()> {
 }
 
 fn node_killed(c: &mut KubeCluster) -> Result<()> {
-    claim_on_n1(c, &["plain", "tainted"])?;
-    let old = [("plain-a", "plain", 21), ("tainted-a", "tainted", 22)]
+    claim_on_n1(c, &["plain", "tainted", "abandoned"])?;
+    let old = [("plain-a", "plain", 21), ("tainted-a", "tainted", 22), ("abandoned-a", "abandoned", 25)]
         .map(|(pod, claim, seed)| PodIo::start(c, 2, pod, claim, Mode::Block, seed));
-    let [plain, tainted] = old;
-    let (plain, tainted) = (plain?.begun(c)?, tainted?.begun(c)?);
-    plain.wait_writes(128)?;
-    tainted.wait_writes(128)?;
+    let [plain, tainted, abandoned] = old;
+    let (plain, tainted, abandoned) = (plain?.begun(c)?, tainted?.begun(c)?, abandoned?.begun(c)?);
+    for io in [&plain, &tainted, &abandoned] {
+        io.wait_writes(128)?;
+    }
     c.node(2).kill()?;
     let killed = Instant::now();
     // As a Deployment does, once its old pod is on its way out: another one is made elsewhere and nothing is waited for.
@@ -93,10 +94,20 @@ fn node_killed(c: &mut KubeCluster) -> Result<()> {
         gone.as_secs_f64()
     );
     check_slots(&other.found()?, &tainted.last_words()?).context("what the dead node's pod had written")?;
-    wait_pod_gone(c, "plain-a")?;
+    for pod in ["plain-a", "abandoned-a"] {
+        wait_pod_gone(c, pod)?;
+    }
+    let volume =
+        c.get(&["pvc", "abandoned"])?["spec"]["volumeName"].as_str().context("its volume")?.to_owned();
+    delete_claim(c, "abandoned")?;
+    wait_object_gone(c, "pv", &volume).context("what only the dead node held")?;
+    record(c, "abandoned").context("its extents were taken for free while the dead node may use them")?;
     c.node(2).start()?;
     c.wait_node(c.node(2), true)?;
     c.plane().kubectl(&["taint", "node", "n2", &format!("{TAINT}-")])?;
+    c.wait("the abandoned volume's record to go, now that its node is back", PATIENCE, || {
+        Ok(find_record(c, "abandoned")?.is_none().then_some(()))
+    })?;
     check::agree(c).context("once the node is back")?;
     new.finish(c)?;
     other.finish(c)?;
@@ -108,8 +119,12 @@ fn node_killed(c: &mut KubeCluster) -> Result<()> {
 }
 
 fn wait_pod_gone(c: &KubeCluster, name: &str) -> Result<()> {
-    c.wait(&format!("pod {name} to be gone"), PATIENCE, || {
-        let left = c.plane().kubectl(&["get", "pod", name, "--ignore-not-found", "-o", "name"])?;
+    wait_object_gone(c, "pod", name)
+}
+
+fn wait_object_gone(c: &KubeCluster, kind: &str, name: &str) -> Result<()> {
+    c.wait(&format!("{kind} {name} to be gone"), PATIENCE, || {
+        let left = c.plane().kubectl(&["get", kind, name, "--ignore-not-found", "-o", "name"])?;
         ensure!(left.trim().is_empty(), "it is still there");
         Ok(Some(()))
     })

@@ -93,9 +93,13 @@ fn leader(c: &KubeCluster) -> Result<String> {
 
 /// The record of a claim's volume.
 fn record(c: &KubeCluster, claim: &str) -> Result<Value> {
+    find_record(c, claim)?.with_context(|| format!("no record is of claim {claim}"))
+}
+
+/// The same, if there is one.
+fn find_record(c: &KubeCluster, claim: &str) -> Result<Option<Value>> {
     let list = c.get(&["logicalvolumes"])?;
-    let found = items(&list["items"]).iter().find(|v| v["spec"]["claim"]["pvcName"] == claim);
-    found.cloned().with_context(|| format!("no record is of claim {claim}"))
+    Ok(items(&list["items"]).iter().find(|v| v["spec"]["claim"]["pvcName"] == claim).cloned())
 }
 
 /// Waits until nothing is left of any volume: no claim, no PersistentVolume, no record, no extent that is not free, and no
