@@ -326,7 +326,7 @@ impl KubeCluster {
         })
     }
 
-    /// All pods and the last events, for messages.
+    /// All pods, the last events, and the last words of Weir and of the nodes' kernels, for messages.
     pub fn pods_at_a_glance(&self) -> String {
         let say = |args: &[&str]| self.plane.kubectl(args).unwrap_or_else(|e| format!("{e:#}"));
         let events = say(&["get", "events", "-A", "--sort-by=.lastTimestamp"]);
@@ -335,8 +335,14 @@ impl KubeCluster {
         text += "\n";
         text += &lines[lines.len().saturating_sub(25)..].join("\n");
         for workload in ["deployment/weir-controller", "daemonset/weir-node"] {
-            let logs = say(&["logs", "-n", WEIR, workload, "--all-containers", "--prefix", "--tail=8"]);
-            text += &format!("\n-- {workload}\n{logs}");
+            let of =
+                ["logs", "-n", WEIR, workload, "--all-pods", "--all-containers", "--prefix", "--tail=12"];
+            text += &format!("\n-- {workload}\n{}", say(&of));
+        }
+        for node in self.lab.nodes() {
+            let kernel = node.run_ok("dmesg --level=emerg,alert,crit,err,warn | tail -n 8");
+            let kernel = kernel.unwrap_or_else(|e| format!("{e:#}"));
+            text += &format!("\n-- kernel of {}\n{kernel}", node.name());
         }
         text
     }

@@ -54,7 +54,7 @@ pub enum When {
 }
 
 /// What takes long, or shows in parts what others show as a whole: the most telling first.
-pub(crate) const IF_TIME: [&str; 13] = [
+pub(crate) const IF_TIME: [&str; 14] = [
     "kube/sanity",
     "kube/store",
     "kube/chart",
@@ -68,9 +68,10 @@ pub(crate) const IF_TIME: [&str; 13] = [
     "kube/uninstall",
     "kube/rolling",
     "kube/outage",
+    "kube/attach",
 ];
 /// What takes longer than anybody waits for a check.
-pub(crate) const BY_NAME: [&str; 4] = ["moves/drain-vm", "moves/spill-home", "kube/attach", "kube/scale"];
+pub(crate) const BY_NAME: [&str; 3] = ["moves/drain-vm", "moves/spill-home", "kube/scale"];
 
 /// When the test of this name runs.
 pub fn when(name: &str) -> When {

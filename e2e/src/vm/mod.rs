@@ -167,7 +167,13 @@ impl Vm {
         })
         .with_context(|| format!("VM {} on {}, after {:?}", self.name, self.node.name(), self.counters()))?;
         let counters = self.counters();
-        ensure!(counters.clean(), "the guest of VM {} counted {counters:?}", self.name);
+        ensure!(
+            counters.clean(),
+            "the guest of VM {} counted {counters:?}; its QEMU on {}: {}",
+            self.name,
+            self.node.name(),
+            self.block_errors()
+        );
         Ok(counters)
     }
 
@@ -211,11 +217,34 @@ impl Vm {
     /// # Errors
     /// QEMU is gone.
     pub fn written(&self) -> Result<u64> {
-        let stats = self.monitor()?.execute("query-blockstats", json!({}))?;
-        let volume = stats.as_array().into_iter().flatten().find(|d| {
+        self.block_stats()?["wr_bytes"].as_u64().context("no counters of the volume")
+    }
+
+    /// What this QEMU counts of the volume.
+    fn block_stats(&self) -> Result<Value> {
+        let all = self.monitor()?.execute("query-blockstats", json!({}))?;
+        let volume = all.as_array().into_iter().flatten().find(|d| {
             d["qdev"].as_str().is_some_and(|path| path.split('/').any(|part| part == command::VOLUME))
         });
-        volume.and_then(|d| d["stats"]["wr_bytes"].as_u64()).context("no counters of the volume")
+        Ok(volume.map(|d| d["stats"].clone()).unwrap_or_default())
+    }
+
+    /// What went wrong by QEMU's own count: an error of the guest that is none of QEMU's is none of the volume's either.
+    fn block_errors(&self) -> String {
+        const COUNTS: [&str; 8] = [
+            "rd_operations",
+            "failed_rd_operations",
+            "invalid_rd_operations",
+            "wr_operations",
+            "failed_wr_operations",
+            "invalid_wr_operations",
+            "failed_flush_operations",
+            "idle_time_ns",
+        ];
+        match self.block_stats() {
+            Ok(stats) => COUNTS.map(|c| format!("{c} {}", stats[c])).join(", "),
+            Err(e) => format!("{e:#}"),
+        }
     }
 
     /// Moves the VM to `target`, which waits for it, and returns once it runs there.
