@@ -58,12 +58,14 @@ fn none(there: &[(&'static str, bool)], with: &'static str) -> Result<(), NotARe
 impl StorageNode {
     /// The resource of a node's record.
     pub fn of(record: &NodeRecord, term: Term) -> Self {
-        let NodeRecord { name, domain, address, port } = record;
+        let NodeRecord { name, domain, address, port, boot_id, forgotten } = record;
         let spec = StorageNodeSpec {
             term: term.get(),
             domain: domain.labels().clone(),
             address: address.clone(),
             port: *port,
+            boot_id: boot_id.clone(),
+            forgotten: *forgotten,
         };
         StorageNode::new(name.as_str(), spec)
     }
@@ -73,12 +75,14 @@ impl StorageNode {
     /// # Errors
     /// See [`NotARecord`].
     pub fn record(&self) -> Result<NodeRecord, NotARecord> {
-        let StorageNodeSpec { term: _, domain, address, port } = &self.spec;
+        let StorageNodeSpec { term: _, domain, address, port, boot_id, forgotten } = &self.spec;
         Ok(NodeRecord {
             name: self.name_any().parse()?,
             domain: pool::disk::Domain::new(domain.clone()),
             address: address.clone(),
             port: *port,
+            boot_id: boot_id.clone(),
+            forgotten: *forgotten,
         })
     }
 }

@@ -41,6 +41,12 @@ pub struct StorageNodeSpec {
     pub address: String,
     /// At which port.
     pub port: u32,
+    /// Its kernel's id of the boot in which it reported last.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub boot_id: String,
+    /// A person has said that it never comes back (`weir forget`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forgotten: bool,
 }
 
 /// What people see of a node.

@@ -335,8 +335,15 @@ proptest! {
     }
 
     #[test]
-    fn nodes_come_back(name in node(), domain in domain(), address in text(), port in any::<u32>()) {
-        let record = NodeRecord { name, domain, address, port };
+    fn nodes_come_back(
+        name in node(),
+        domain in domain(),
+        address in text(),
+        port in any::<u32>(),
+        boot_id in text(),
+        forgotten in any::<bool>(),
+    ) {
+        let record = NodeRecord { name, domain, address, port, boot_id, forgotten };
         let n = StorageNode::of(&record, Term::new(1));
         let value = serde_json::to_value(&n).unwrap();
         fits("spec", &schemas()["storagenodes.weir.storage"], &value["spec"]);

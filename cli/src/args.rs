@@ -95,6 +95,15 @@ pub(crate) enum Command {
         /// A node's name, or a disk: its id, how that begins, or NODE:PATH.
         target: String,
     },
+    /// Take an empty disk out of its pool: its label is erased.
+    ///
+    /// It has been drained before, and no pool selects its device any more.
+    Release(Part),
+    /// Take a node or a disk off the record that never comes back.
+    ///
+    /// Refused while a volume that is not being deleted has parts on it. A node must have been silent for its lease. Waits until
+    /// nothing names it any more.
+    Forget(Part),
     /// The busiest disks and volumes, again and again.
     Top {
         /// How many of each.
@@ -139,6 +148,16 @@ pub(crate) struct Drain {
     /// Seconds between two lines, where the output is no terminal.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..), value_name = "SECONDS")]
     pub(crate) every: u64,
+}
+
+/// What leaves.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Part {
+    /// A disk: its id, how that begins, or NODE:PATH; what is forgotten may be a node: its name.
+    pub(crate) target: String,
+    /// Wait no longer than this for what is left: 90s, 10m, 2h.
+    #[arg(long, value_parser = parse_time, value_name = "TIME", default_value = "60s")]
+    pub(crate) timeout: Duration,
 }
 
 /// Volumes by hand.

@@ -16,6 +16,7 @@ use crate::{
     drain,
     figures::{bytes, bytes_s, latency, percent, rate, sparkline, until},
     manage,
+    part::{How, part},
     tables::{Grid, print, short},
 };
 
@@ -75,6 +76,8 @@ pub(crate) async fn run(args: &Args, name: &'static str) -> Result<(), Error> {
             tell(to, &f, || forecast(&f, now_s()))
         }
         Command::Drain(d) => drain::drain(&mut c, &args.to, to, d).await,
+        Command::Release(p) => part(&mut c, &args.to, to, How::Release, p).await,
+        Command::Forget(p) => part(&mut c, &args.to, to, How::Forget, p).await,
         Command::Undrain { target } => drain::undrain(&mut c, to, target).await,
         Command::Top { count, every, once } => top(&mut c, to, *count, *every, *once).await,
         Command::Volume(v) => manage::volume(&mut c, to, v).await,

@@ -19,12 +19,12 @@ use crate::{
     args::{Drain, Output, To},
     ask::tell,
     connect::{Connection, connect},
-    figures::{bytes, bytes_s, lasting},
+    figures::{bytes, bytes_s, lasting, plural},
     tables::{Grid, print, short},
 };
 
 /// Between two looks.
-const LOOK: Duration = Duration::from_secs(1);
+pub(crate) const LOOK: Duration = Duration::from_secs(1);
 /// For how long a controller that is away is waited for: another one takes over within this time.
 const AWAY: Duration = Duration::from_secs(120);
 /// Widths of the bar.
@@ -65,10 +65,6 @@ fn sums(p: &wire::DrainResponse) -> Sums {
 /// Whether nothing is left.
 fn is_done(p: &wire::DrainResponse) -> bool {
     p.moves.is_empty() && p.disks.iter().all(|d| d.left_bytes == 0 && d.wiping_bytes == 0)
-}
-
-fn plural(n: usize, one: &str) -> String {
-    if n == 1 { format!("1 {one}") } else { format!("{n} {one}s") }
 }
 
 /// How it goes, in a line.
@@ -248,25 +244,37 @@ impl Screen {
 /// Asks how it goes; a controller that is away is waited for, and dialled again.
 async fn look(c: &mut Connection, to: &To, target: &str) -> Result<wire::DrainResponse, Error> {
     let begun = Instant::now();
-    let ask = || wire::DrainTarget { target: target.to_owned() };
+    let ask = || wire::Target { target: target.to_owned() };
     loop {
-        let e = match c.client.drain_progress(ask()).await {
+        match c.client.drain_progress(ask()).await {
             Ok(p) => return Ok(p.into_inner()),
-            Err(e) => e,
-        };
-        let away =
-            matches!(e.code(), Code::Unavailable | Code::Unknown | Code::DeadlineExceeded | Code::Cancelled);
-        if !away {
-            return Err(e.into());
-        }
-        if begun.elapsed() >= AWAY {
-            return Err(Error::Unfinished(format!("{}; {}", Error::from(e), goes_on(target))));
-        }
-        tokio::time::sleep(LOOK).await;
-        if let Ok(again) = connect(to).await {
-            *c = again;
+            Err(e) => bear(c, to, begun, e, &goes_on(target)).await?,
         }
     }
+}
+
+/// Returns when a request that came to this may be made again: a controller that is away is waited for since `begun`, and
+/// dialled again. `goes_on`: what becomes of what was asked for.
+pub(crate) async fn bear(
+    c: &mut Connection,
+    to: &To,
+    begun: Instant,
+    e: tonic::Status,
+    goes_on: &str,
+) -> Result<(), Error> {
+    let away =
+        matches!(e.code(), Code::Unavailable | Code::Unknown | Code::DeadlineExceeded | Code::Cancelled);
+    if !away {
+        return Err(e.into());
+    }
+    if begun.elapsed() >= AWAY {
+        return Err(Error::Unfinished(format!("{}; {goes_on}", Error::from(e))));
+    }
+    tokio::time::sleep(LOOK).await;
+    if let Ok(again) = connect(to).await {
+        *c = again;
+    }
+    Ok(())
 }
 
 async fn wait(
@@ -331,7 +339,7 @@ pub(crate) async fn drain(c: &mut Connection, to: &To, how: Output, d: &Drain) -
 
 /// Ends the emptying of what is named.
 pub(crate) async fn undrain(c: &mut Connection, how: Output, target: &str) -> Result<(), Error> {
-    let r = wire::DrainTarget { target: target.to_owned() };
+    let r = wire::Target { target: target.to_owned() };
     let p = c.client.undrain(r).await?.into_inner();
     tell(how, &p, || {
         let mut out = format!("{} takes new extents again; what has moved stays where it is", meant(&p));

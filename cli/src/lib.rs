@@ -8,6 +8,7 @@ mod connect;
 mod drain;
 mod figures;
 mod manage;
+mod part;
 mod tables;
 
 use std::process::ExitCode;

@@ -8,7 +8,7 @@ use csi_proto::admin::{
 use tonic::{Request, Response, Status};
 
 use crate::{
-    api::{Api, DrainTarget},
+    api::{Api, Target},
     status::status,
 };
 
@@ -37,8 +37,8 @@ impl Admin for AdminService {
         let r = request.into_inner();
         let bad = |e: pool::ids::BadId| Status::invalid_argument(e.to_string());
         let target = match r.target {
-            Some(drain_request::Target::Disk(d)) => DrainTarget::Disk(d.parse().map_err(bad)?),
-            Some(drain_request::Target::Node(n)) => DrainTarget::Node(n.parse().map_err(bad)?),
+            Some(drain_request::Target::Disk(d)) => Target::Disk(d.parse().map_err(bad)?),
+            Some(drain_request::Target::Node(n)) => Target::Node(n.parse().map_err(bad)?),
             None => return Err(Status::invalid_argument("a disk or a node is needed")),
         };
         let rows = self.api.drain(target, r.undo, r.dry_run).await.map_err(|e| status(&e))?;

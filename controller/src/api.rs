@@ -13,7 +13,7 @@ use pool::{
     units::Bytes,
 };
 
-pub use drain::{Blocked, DrainPlan, DrainRow, DrainTarget, MoveRow, Pace, Planned};
+pub use drain::{Blocked, DrainPlan, DrainRow, MoveRow, Pace, Parting, Planned, Target};
 
 /// Topology segments, key -> value.
 pub type Segments = BTreeMap<String, String>;
@@ -226,7 +226,7 @@ pub trait Api: Send + Sync + 'static {
     async fn survey(&self) -> Survey;
 
     /// Has disks emptied, or (`undo`) no longer; `dry_run` only says what there is to do.
-    async fn drain(&self, target: DrainTarget, undo: bool, dry_run: bool) -> Result<Vec<DrainRow>, ApiError>;
+    async fn drain(&self, target: Target, undo: bool, dry_run: bool) -> Result<Vec<DrainRow>, ApiError>;
 }
 
 /// The pool at a glance.

@@ -18,6 +18,7 @@ mod moves;
 mod nodes;
 mod operate;
 mod pace;
+mod parting;
 mod proposals;
 mod publish;
 mod query;
@@ -43,7 +44,7 @@ pub use facts::{DiskToPlan, Planning, PoolToPlan, VolumeToPlan, Wanted};
 pub use handle::{Handle, OpenError, Session};
 pub use measures::{Measures, Tally};
 pub use operate::{DiskLine, VolumeDetail, VolumeLine};
-pub use report::{DiskReport, Fleet, News, VolumeReport};
+pub use report::{DiskReport, Fleet, News, Standing, VolumeReport};
 
 use crate::{
     fault::{Fault, Side},

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::{
     api::{
-        Api, ApiError, Attached, Capability, Capacity, CreateVolume, DrainRow, DrainTarget, Segments, Survey,
+        Api, ApiError, Attached, Capability, Capacity, CreateVolume, DrainRow, Segments, Survey, Target,
         VolumeInfo, VolumePage,
     },
     core::Handle,
@@ -107,7 +107,7 @@ impl Api for Late {
         }
     }
 
-    async fn drain(&self, target: DrainTarget, undo: bool, dry_run: bool) -> Result<Vec<DrainRow>, ApiError> {
+    async fn drain(&self, target: Target, undo: bool, dry_run: bool) -> Result<Vec<DrainRow>, ApiError> {
         self.now()?.drain(target, undo, dry_run).await
     }
 }

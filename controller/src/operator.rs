@@ -401,17 +401,27 @@ impl wire::operator_server::Operator for Operator {
         drains::drain(&self.core, r).await.map(Response::new).map_err(refuse)
     }
 
-    async fn undrain(&self, r: Request<wire::DrainTarget>) -> Result<Response<wire::DrainResponse>, Status> {
+    async fn undrain(&self, r: Request<wire::Target>) -> Result<Response<wire::DrainResponse>, Status> {
         let r = self.admit(r)?;
         drains::undrain(&self.core, r.target).await.map(Response::new).map_err(refuse)
     }
 
     async fn drain_progress(
         &self,
-        r: Request<wire::DrainTarget>,
+        r: Request<wire::Target>,
     ) -> Result<Response<wire::DrainResponse>, Status> {
         let r = self.admit(r)?;
         drains::progress(&self.core, r.target).await.map(Response::new).map_err(refuse)
+    }
+
+    async fn release(&self, r: Request<wire::Target>) -> Result<Response<wire::PartResponse>, Status> {
+        let r = self.admit(r)?;
+        drains::part(&self.core, r.target, false).await.map(Response::new).map_err(refuse)
+    }
+
+    async fn forget(&self, r: Request<wire::Target>) -> Result<Response<wire::PartResponse>, Status> {
+        let r = self.admit(r)?;
+        drains::part(&self.core, r.target, true).await.map(Response::new).map_err(refuse)
     }
 
     async fn create_volume(

@@ -96,8 +96,10 @@ fn check(identify: &dyn Identify, proven: Option<&NodeName>, claimed: &str) -> R
 
 fn no_session(e: &OpenError) -> Status {
     match e {
-        OpenError::Outdated { .. } => Status::failed_precondition(e.to_string()),
-        OpenError::Stopping => Status::unavailable(e.to_string()),
+        OpenError::Outdated { .. } | OpenError::Forgotten { .. } => {
+            Status::failed_precondition(e.to_string())
+        }
+        OpenError::Returning { .. } | OpenError::Stopping => Status::unavailable(e.to_string()),
     }
 }
 
@@ -248,6 +250,9 @@ async fn tell(
             }
             told::Next::Close(told::Close::Replaced) => {
                 return Err(Status::aborted("the node has opened another session"));
+            }
+            told::Next::Close(told::Close::Forgotten) => {
+                return Err(Status::failed_precondition("the node is forgotten"));
             }
             told::Next::Close(told::Close::Stopping) => {
                 return Err(Status::unavailable("the controller is stopping"));

@@ -280,6 +280,20 @@ pub struct NodeRecord {
     pub address: String,
     /// At which port.
     pub port: u32,
+    /// Its kernel's id of the boot in which it reported last; empty where it has said none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub boot_id: String,
+    /// A person has said that it never comes back: nothing that it would have to confirm is waited for, and until it has been
+    /// booted anew it is not heard.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forgotten: bool,
+}
+
+impl NodeRecord {
+    /// Whether a node that says that this is its boot may still have what it was forgotten with.
+    pub fn is_barred(&self, boot_id: &str) -> bool {
+        self.forgotten && self.boot_id == boot_id
+    }
 }
 
 /// What a record is found under.

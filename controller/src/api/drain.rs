@@ -6,9 +6,9 @@ use pool::{
 };
 use serde::Serialize;
 
-/// What is to be emptied.
+/// What is to be emptied, or leaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DrainTarget {
+pub enum Target {
     /// A disk.
     Disk(DiskId),
     /// Every disk of a node.
@@ -126,4 +126,15 @@ pub struct DrainRow {
     /// Of a dry run: what would go where.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<DrainPlan>,
+}
+
+/// What is still on record of a disk or a node that leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Parting {
+    /// Disks that are still on record.
+    pub disks: usize,
+    /// Volumes whose records still name it.
+    pub volumes: usize,
+    /// Nothing is left.
+    pub done: bool,
 }

@@ -36,8 +36,32 @@ pub(super) struct DiskSlot {
     /// Whether it is in the index.
     pub(super) indexed: bool,
     told: Option<NodeName>,
-    /// Whether a person wants it emptied; until that is on record.
-    wish: Option<bool>,
+    /// What a person wants of it, until that is on record.
+    wish: Option<Wish>,
+}
+
+/// What a person may want of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// It is to be emptied.
+    Drain,
+    /// It takes new extents again.
+    Undrain,
+    /// It leaves the pool, its label erased.
+    Release,
+    /// It never comes back.
+    Forget,
+}
+
+impl Wish {
+    pub(super) fn event(self) -> DiskEvent {
+        match self {
+            Wish::Drain => DiskEvent::Drain,
+            Wish::Undrain => DiskEvent::Undrain,
+            Wish::Release => DiskEvent::Release,
+            Wish::Forget => DiskEvent::Forget,
+        }
+    }
 }
 
 impl DiskSlot {
@@ -60,10 +84,13 @@ impl DiskSlot {
         self.wish.is_some()
     }
 
-    fn is_as_wished(&self, drain: bool) -> bool {
-        let event = if drain { DiskEvent::Drain } else { DiskEvent::Undrain };
+    pub(super) fn wish(&self) -> Option<Wish> {
+        self.wish
+    }
+
+    fn is_as_wished(&self, wish: Wish) -> bool {
         let state = self.record.disk.state;
-        state.after(event).is_ok_and(|s| s == state)
+        state.after(wish.event()).is_ok_and(|s| s == state)
     }
 
     /// Whether it is on record.
@@ -179,7 +206,7 @@ impl Engine {
         Ok(self.claim(name, id, device, &spec))
     }
 
-    fn select(&self, name: &NodeName, device: &Device) -> Result<PoolSpec, String> {
+    pub(super) fn select(&self, name: &NodeName, device: &Device) -> Result<PoolSpec, String> {
         let labels = self.nodes.get(name).map(|n| n.domain()).unwrap_or_default();
         let takes = |p: &&PoolSpec| {
             (p.nodes.is_empty() || p.nodes.iter().any(|s| selects_node(s, name, labels.labels())))
@@ -251,6 +278,9 @@ impl Engine {
         if on == *name {
             return Ok(disk);
         }
+        if slot.record.disk.state == DiskState::Released {
+            return Err(format!("is labelled as disk {disk} of node {on}, which leaves the pool"));
+        }
         let there = self.nodes.get(&on).is_some_and(|n| {
             let same = |d: &Device| matches!(&d.content, Content::Weir { disk: x, .. } if *x == disk);
             n.devices.values().any(same)
@@ -295,16 +325,26 @@ impl Engine {
         ours
     }
 
-    /// Takes note that a person wants a disk emptied, or no longer.
-    pub(super) fn wish(&mut self, id: DiskId, drain: bool) {
+    /// Takes note of what a person wants of a disk.
+    pub(super) fn wish(&mut self, id: DiskId, wish: Wish) {
         if let Some(s) = self.disks.get_mut(&id) {
             // A write that is under way may be about to make it otherwise.
-            s.wish = Some(drain).filter(|_| s.pending.is_some() || !s.is_as_wished(drain));
+            s.wish = Some(wish).filter(|_| s.pending.is_some() || !s.is_as_wished(wish));
         }
     }
 
     /// Does what can be done about a disk now.
     pub(super) fn advance_disk(&mut self, id: DiskId) {
+        let Some(s) = self.disks.get(&id) else { return };
+        let vain = |w: &Wish| {
+            matches!(w, Wish::Release | Wish::Forget) && s.pending.is_none() && self.after(s, *w).is_err()
+        };
+        if s.wish.as_ref().is_some_and(vain)
+            && let Some(s) = self.disks.get_mut(&id)
+        {
+            // It came back, say: whoever wanted it away has to want it again.
+            s.wish = None;
+        }
         let Some(s) = self.disks.get(&id) else { return };
         if s.pending.is_none()
             && let Some((next, cause)) = self.plan_disk(id)
@@ -326,15 +366,18 @@ impl Engine {
             return Some((Some(next), Cause::Disk));
         }
         if s.record.disk.state == DiskState::Released {
-            let erased = s.seen.as_ref().is_some_and(|d| d.condition == Some(Condition::Released));
-            return erased.then_some((None, Cause::Disk));
+            return self.is_over(s).then_some((None, Cause::Disk));
+        }
+        if let Some(state) = self.leaving(s) {
+            (next.disk.state, next.fresh) = (state, None);
+            next.epoch = next.epoch.next();
+            return Some((Some(next), Cause::Disk));
         }
         if let Some(seen) = &s.seen {
             self.take_condition(&mut next, seen);
         }
-        if let Some(drain) = s.wish {
-            let event = if drain { DiskEvent::Drain } else { DiskEvent::Undrain };
-            next.disk.state = next.disk.state.after(event).unwrap_or(next.disk.state);
+        if let Some(wish @ (Wish::Drain | Wish::Undrain)) = s.wish {
+            next.disk.state = next.disk.state.after(wish.event()).unwrap_or(next.disk.state);
         }
         if next != s.record {
             next.epoch = next.epoch.next();
@@ -429,7 +472,7 @@ impl Engine {
             tracing::info!(disk = %id, from = %old.disk.node, to = %s.record.disk.node, "disk moved");
         }
         let moved = old.disk.node != s.record.disk.node;
-        s.wish = s.wish.filter(|drain| !s.is_as_wished(*drain));
+        s.wish = s.wish.filter(|wish| !s.is_as_wished(*wish));
         if old.disk.state != s.record.disk.state {
             tracing::info!(disk = %id, from = %old.disk.state, to = %s.record.disk.state, "disk changed state");
         }
@@ -448,6 +491,14 @@ impl Engine {
         let disk = self.offered(&s.record.disk);
         let Some(s) = self.disks.get_mut(&id) else { return };
         let r = &s.record;
+        if r.disk.state == DiskState::Released {
+            if std::mem::take(&mut s.indexed)
+                && let Err(e) = self.pool.remove_disk(id)
+            {
+                tracing::error!(disk = %id, error = %e, "a disk that leaves the pool is still in use");
+            }
+            return;
+        }
         if r.disk.extents.is_zero() {
             return;
         }
@@ -469,10 +520,11 @@ impl Engine {
     }
 
     fn drop_disk(&mut self, id: DiskId) {
-        let indexed = self.disks.remove(&id).is_some_and(|s| s.indexed);
-        if indexed && let Err(e) = self.pool.remove_disk(id) {
-            tracing::error!(disk = %id, error = %e, "a released disk is still in use");
-        }
+        let Some(s) = self.disks.remove(&id) else { return };
+        let node = s.record.disk.node;
+        self.node_mut(&node).untell(&GoalKey::Disk(id));
+        self.node_mut(&node).untell_fresh(id, 0);
+        tracing::info!(disk = %id, k8s_node = %node, "disk is off the record");
     }
 
     /// The disk as the index is to see it: nothing new goes to a node that is not heard of.

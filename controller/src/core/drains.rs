@@ -14,14 +14,15 @@ use pool::{
 };
 
 use super::{
-    disks::DiskSlot,
+    disks::{DiskSlot, Wish},
     engine::Engine,
     mover::{is_draining, piece_on},
+    nodes::Node,
     pace,
     stays::Stays,
     volume::{Reply, answer},
 };
-use crate::api::{ApiError, Blocked, DrainPlan, DrainRow, DrainTarget, MoveRow, Pace, Planned};
+use crate::api::{ApiError, Blocked, DrainPlan, DrainRow, MoveRow, Pace, Planned, Target};
 
 /// Volumes that stay which are named, a disk.
 const NAMED: usize = 16;
@@ -48,13 +49,7 @@ struct Imagined {
 impl Engine {
     /// Begins or ends the emptying of a disk, or of every disk of a node; answers once that is on record. `dry_run` only
     /// says what there is to do.
-    pub(super) fn drain(
-        &mut self,
-        target: &DrainTarget,
-        undo: bool,
-        dry_run: bool,
-        reply: Reply<Vec<DrainRow>>,
-    ) {
+    pub(super) fn drain(&mut self, target: &Target, undo: bool, dry_run: bool, reply: Reply<Vec<DrainRow>>) {
         let disks = match self.drained_by(target, undo) {
             Ok(disks) => disks,
             Err(e) => return answer(reply, Err(e)),
@@ -65,7 +60,7 @@ impl Engine {
             return answer(reply, Ok(rows));
         }
         for d in &disks {
-            self.wish(*d, !undo);
+            self.wish(*d, if undo { Wish::Undrain } else { Wish::Drain });
             self.advance_disk(*d);
         }
         self.mover.asked.push((disks, reply));
@@ -85,7 +80,7 @@ impl Engine {
     }
 
     /// How the emptying of a disk or a node goes, be it asked for or not.
-    pub(super) fn drain_progress(&self, target: &DrainTarget) -> Result<DrainProgress, ApiError> {
+    pub(super) fn drain_progress(&self, target: &Target) -> Result<DrainProgress, ApiError> {
         let disks = self.meant(target)?;
         let moves = self.move_rows().into_iter().filter(|m| disks.contains(&m.from)).collect();
         Ok(DrainProgress { disks: disks.iter().filter_map(|d| self.drain_row(*d)).collect(), moves })
@@ -98,12 +93,12 @@ impl Engine {
     }
 
     /// The disks of a target that something may lie on.
-    fn meant(&self, target: &DrainTarget) -> Result<Vec<DiskId>, ApiError> {
+    fn meant(&self, target: &Target) -> Result<Vec<DiskId>, ApiError> {
         match target {
-            DrainTarget::Disk(d) if self.disks.contains_key(d) => Ok(vec![*d]),
-            DrainTarget::Disk(d) => Err(ApiError::NoDisk(*d)),
-            DrainTarget::Node(n) => {
-                if self.nodes.get(n).is_none_or(|n| n.record.is_none()) {
+            Target::Disk(d) if self.disks.contains_key(d) => Ok(vec![*d]),
+            Target::Disk(d) => Err(ApiError::NoDisk(*d)),
+            Target::Node(n) => {
+                if !self.nodes.get(n).is_some_and(Node::is_known) {
                     return Err(ApiError::NoNode(n.to_string()));
                 }
                 let serves = |s: &&DiskSlot| match s.record.disk.state {
@@ -120,12 +115,12 @@ impl Engine {
     }
 
     /// The disks that a request to empty means, if all of them may be.
-    fn drained_by(&self, target: &DrainTarget, undo: bool) -> Result<Vec<DiskId>, ApiError> {
+    fn drained_by(&self, target: &Target, undo: bool) -> Result<Vec<DiskId>, ApiError> {
         let mut disks = self.meant(target)?;
         let event = if undo { DiskEvent::Undrain } else { DiskEvent::Drain };
         let claimed = |d: &DiskId| {
             let state = self.disks.get(d).map(|s| s.record.disk.state);
-            state == Some(DiskState::Claimed) && matches!(target, DrainTarget::Node(_))
+            state == Some(DiskState::Claimed) && matches!(target, Target::Node(_))
         };
         if undo {
             disks.retain(|d| !claimed(d));

@@ -65,12 +65,14 @@ pub(super) enum Timer {
     Volume(VolumeId),
     /// A disk's write is to be tried again.
     Disk(DiskId),
+    /// A node's write is to be tried again.
+    Node(NodeName),
     /// Moves may be due.
     Mover,
 }
 
 /// How soon a write is tried again that the store refused for now.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// The core's state.
 pub(super) struct Engine {
@@ -159,6 +161,7 @@ impl Engine {
                 Some((_, Timer::Lease(n))) => self.check_lease(&n),
                 Some((_, Timer::Volume(v))) => self.advance(v),
                 Some((_, Timer::Disk(d))) => self.advance_disk(d),
+                Some((_, Timer::Node(n))) => self.write_node(&n),
                 Some((_, Timer::Mover)) => self.on_mover(),
                 None => break,
             }
@@ -263,15 +266,18 @@ impl Engine {
         self.measures.recorded(id, pending.cause, self.now.mono, &mut v.live.cut_over_since);
         v.version = version;
         let gone = pending.next.is_none();
+        let mut before = BTreeSet::new();
         if let Some(next) = pending.next {
             let old = std::mem::replace(&mut v.record, *next);
             v.live.map = None;
+            before = old.disks();
             self.reindex(id, &old);
             self.count_fences(id, pending.cause, &old);
             self.note_move(id, pending.cause, &old);
         }
         self.set_aside(id, &pending.retire);
         self.set_free(id, &pending.release);
+        self.see_off(&before);
         if gone {
             self.forget_volume(id);
             return;

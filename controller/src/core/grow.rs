@@ -289,7 +289,10 @@ impl Engine {
 
     /// Frees extents that are clean and nobody's.
     pub(super) fn set_free(&mut self, id: VolumeId, runs: &[Run]) {
-        if let Err(e) = self.pool.release_runs(runs) {
+        // What is left of a disk that leaves the pool is nobody's any more, and is given to nobody.
+        let there = |r: &&Run| self.disks.get(&r.disk).is_some_and(|s| s.indexed);
+        let runs: Vec<Run> = runs.iter().filter(there).copied().collect();
+        if let Err(e) = self.pool.release_runs(&runs) {
             tracing::error!(volume = %id, error = %e, "the index does not agree with the record: extents stay set aside");
         }
     }

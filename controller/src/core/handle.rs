@@ -18,6 +18,7 @@ use super::{
     engine::Engine,
     facts::{DiskToPlan, Planning, VolumeToPlan, Wanted},
     measures::{Measures, Tally},
+    nodes::Node,
     operate::{DiskLine, VolumeDetail, VolumeLine},
     query::unfit,
     report::{Fleet, VolumeReport},
@@ -28,8 +29,8 @@ use super::{
 use crate::{
     admission::{Admission, Denied, Everybody, Newcomer},
     api::{
-        Api, ApiError, Attached, Capability, Capacity, CreateVolume, DrainRow, DrainTarget, NodeRow,
-        Segments, Survey, VolumeInfo, VolumePage,
+        Api, ApiError, Attached, Capability, Capacity, CreateVolume, DrainRow, NodeRow, Parting, Segments,
+        Survey, Target, VolumeInfo, VolumePage,
     },
     flow::{DiskFacts, Flow, SetOffer},
     store::Reign,
@@ -46,10 +47,11 @@ pub(super) enum Command {
     Modify { id: VolumeId, limits: Limits, reply: Reply<()> },
     Attach { id: VolumeId, arrival: Arrival, capability: Capability, wait: bool, reply: Reply<Attached> },
     Detach { id: VolumeId, node: Option<NodeName>, wait: bool, reply: Reply<()> },
-    Drain { target: DrainTarget, undo: bool, dry_run: bool, reply: Reply<Vec<DrainRow>> },
+    Part { target: Target, forget: bool, reply: Reply<Parting> },
+    Drain { target: Target, undo: bool, dry_run: bool, reply: Reply<Vec<DrainRow>> },
     Propose { all: Vec<Proposal>, reply: Reply<Vec<(VolumeId, String)>> },
     Ask(Question),
-    Open { hello: Box<Hello>, out: Arc<Outbox>, reply: oneshot::Sender<u64> },
+    Open { hello: Box<Hello>, out: Arc<Outbox>, reply: oneshot::Sender<Result<u64, OpenError>> },
     Heard { node: NodeName, session: u64, report: Option<Box<Report>> },
     Closed { node: NodeName, session: u64 },
     Offers(Vec<SetOffer>),
@@ -83,14 +85,15 @@ impl Engine {
                     answer(reply, Ok(()));
                 }
             }
+            Command::Part { target, forget, reply } => answer(reply, self.part(&target, forget)),
             Command::Drain { target, undo, dry_run, reply } => {
                 self.drain(&target, undo, dry_run, reply);
             }
             Command::Propose { all, reply } => self.take_proposals(&all, reply),
             Command::Ask(question) => question(self),
             Command::Open { hello, out, reply } => {
-                let (node, session) = (hello.node.clone(), self.open_session(*hello, out));
-                if reply.send(session).is_err() {
+                let (node, opened) = (hello.node.clone(), self.open_session(*hello, out));
+                if let Err(Ok(session)) = reply.send(opened) {
                     self.close_session(&node, session);
                 }
             }
@@ -114,7 +117,7 @@ impl Engine {
             answer(reply, Err(ApiError::NoVolume(id.to_string())));
             return;
         };
-        if self.nodes.get(&arrival.node).is_none_or(|n| n.record.is_none()) {
+        if !self.nodes.get(&arrival.node).is_some_and(Node::is_known) {
             answer(reply, Err(ApiError::NoNode(arrival.node.to_string())));
             return;
         }
@@ -160,6 +163,21 @@ pub enum OpenError {
         seen: Term,
         /// This controller's.
         own: Term,
+    },
+    /// The node is forgotten.
+    #[error(
+        "node {node} is forgotten: what its kernel still has of volumes would come back to life beside them; boot it, and it may take \
+         part again"
+    )]
+    Forgotten {
+        /// The node.
+        node: NodeName,
+    },
+    /// The node was forgotten and is booted; that is being written.
+    #[error("node {node} was forgotten and is taken in again: try in a moment")]
+    Returning {
+        /// The node.
+        node: NodeName,
     },
     /// The controller stops.
     #[error("the controller is stopping")]
@@ -343,15 +361,23 @@ impl Handle {
     ///
     /// # Errors
     /// None or several, or the controller is stopping.
-    pub async fn find_target(&self, text: String) -> Result<DrainTarget, ApiError> {
+    pub async fn find_target(&self, text: String) -> Result<Target, ApiError> {
         self.question(move |e| e.find_target(&text)).await?
+    }
+
+    /// Has a disk released, or (`forget`) a disk or a node forgotten; says what is left of it on record.
+    ///
+    /// # Errors
+    /// It may not leave yet: with what to do. Or the controller is stopping.
+    pub async fn part(&self, target: Target, forget: bool) -> Result<Parting, ApiError> {
+        self.request(|reply| Command::Part { target, forget, reply }).await
     }
 
     /// How the emptying of a disk or a node goes, be it asked for or not.
     ///
     /// # Errors
     /// There is no such thing, or the controller is stopping.
-    pub async fn drain_progress(&self, target: DrainTarget) -> Result<DrainProgress, ApiError> {
+    pub async fn drain_progress(&self, target: Target) -> Result<DrainProgress, ApiError> {
         self.question(move |e| e.drain_progress(&target)).await?
     }
 
@@ -458,7 +484,7 @@ impl Handle {
         let (reply, id) = oneshot::channel();
         let open = Command::Open { hello: Box::new(hello), out: out.clone(), reply };
         self.commands.send(open).await.map_err(|_| OpenError::Stopping)?;
-        let id = id.await.map_err(|_| OpenError::Stopping)?;
+        let id = id.await.map_err(|_| OpenError::Stopping)??;
         Ok(Session { commands: self.commands.clone(), node, id, out })
     }
 }
@@ -569,7 +595,7 @@ impl Api for Handle {
         self.question(|_| ()).await.map_err(|e| e.to_string())
     }
 
-    async fn drain(&self, target: DrainTarget, undo: bool, dry_run: bool) -> Result<Vec<DrainRow>, ApiError> {
+    async fn drain(&self, target: Target, undo: bool, dry_run: bool) -> Result<Vec<DrainRow>, ApiError> {
         self.request(|reply| Command::Drain { target, undo, dry_run, reply }).await
     }
 

@@ -190,7 +190,7 @@ impl Engine {
 
     pub(super) fn tally(&self) -> Tally {
         let mut t = Tally::default();
-        for n in self.nodes.values() {
+        for n in self.nodes.values().filter(|n| !n.is_forgotten()) {
             *if n.alive { &mut t.nodes.0 } else { &mut t.nodes.1 } += 1;
         }
         for s in self.disks.values().filter(|s| s.is_stored()) {

@@ -15,7 +15,8 @@ use pool::{
 };
 
 use super::{
-    engine::{Engine, Timer, Write},
+    engine::{Engine, RETRY, Timer, Write},
+    handle::OpenError,
     seen::{Attachment, Device, Hello, Report},
     told::{Close, Goal, GoalKey, Outbox},
 };
@@ -29,11 +30,12 @@ pub(super) struct Node {
     version: Option<Version>,
     /// The word that is being written.
     writing: Option<NodeRecord>,
+    /// The stored word may be that it is forgotten.
+    tombstone: bool,
     /// When it last said something.
     pub(super) last: Duration,
     /// Whether its lease runs.
     pub(super) alive: bool,
-    boot_id: String,
     session: Option<(u64, Arc<Outbox>)>,
     /// Whether a full report came in this session.
     reported: bool,
@@ -53,9 +55,9 @@ impl Node {
             record: None,
             version: None,
             writing: None,
+            tombstone: false,
             last,
             alive: true,
-            boot_id: String::new(),
             session: None,
             reported: false,
             devices: BTreeMap::new(),
@@ -119,6 +121,21 @@ impl Node {
         self.record.as_ref().map(|r| r.domain.clone()).unwrap_or_default()
     }
 
+    /// Whether a person has said that it never comes back.
+    pub(super) fn is_forgotten(&self) -> bool {
+        self.record.as_ref().is_some_and(|r| r.forgotten)
+    }
+
+    /// The same, on record.
+    pub(super) fn is_forgotten_for_good(&self) -> bool {
+        self.is_forgotten() && self.tombstone && self.writing.is_none()
+    }
+
+    /// Whether it has ever reported, and is not forgotten: one of those that people are told of.
+    pub(super) fn is_known(&self) -> bool {
+        self.record.as_ref().is_some_and(|r| !r.forgotten)
+    }
+
     /// Where its exports are reached.
     pub(super) fn address(&self) -> (String, u32) {
         self.record.as_ref().map(|r| (r.address.clone(), r.port)).unwrap_or_default()
@@ -137,15 +154,26 @@ impl Engine {
     /// Takes a node's record at start.
     pub(super) fn load_node(&mut self, record: NodeRecord, version: Version) {
         let n = self.node_mut(&record.name.clone());
+        // Nothing is waited for of one that is forgotten.
+        (n.alive, n.tombstone) = (!record.forgotten, record.forgotten);
         n.record = Some(record);
         n.version = Some(version);
     }
 
     /// Opens a session: the node gets every goal that stands for it.
-    pub(super) fn open_session(&mut self, hello: Hello, out: Arc<Outbox>) -> u64 {
+    ///
+    /// # Errors
+    /// It is forgotten, and has not been booted since; or that it is no longer so is not on record yet.
+    pub(super) fn open_session(&mut self, hello: Hello, out: Arc<Outbox>) -> Result<u64, OpenError> {
+        let name = hello.node.clone();
+        let known = self.nodes.get(&name).and_then(|n| n.record.as_ref());
+        if known.is_some_and(|r| r.is_barred(&hello.boot_id)) {
+            tracing::warn!(k8s_node = %name, "a node that is forgotten speaks up and was not booted since: refused");
+            return Err(OpenError::Forgotten { node: name });
+        }
+        let rebooted = known.is_some_and(|r| !r.boot_id.is_empty() && r.boot_id != hello.boot_id);
         self.next_session += 1;
         let session = self.next_session;
-        let name = hello.node.clone();
         let mut labels = hello.topology;
         labels.remove(NODE_KEY);
         let record = NodeRecord {
@@ -153,11 +181,17 @@ impl Engine {
             domain: Domain::new(labels),
             address: hello.address,
             port: hello.port,
+            boot_id: hello.boot_id,
+            forgotten: false,
         };
         let n = self.node_mut(&name);
+        if n.tombstone {
+            // Until the store knows, a successor of this controller would confirm in its place what it has not done.
+            n.record = Some(record);
+            self.write_node(&name);
+            return Err(OpenError::Returning { node: name });
+        }
         n.close(Close::Replaced);
-        let rebooted = !n.boot_id.is_empty() && n.boot_id != hello.boot_id;
-        n.boot_id = hello.boot_id;
         n.devices.clear();
         n.reported = false;
         out.fill(n.goals.clone());
@@ -171,7 +205,7 @@ impl Engine {
             self.refresh_disks(&name);
             self.advance_all_of(&name);
         }
-        session
+        Ok(session)
     }
 
     /// Whether the session is the node's current one; its messages count only then.
@@ -220,7 +254,7 @@ impl Engine {
         self.settle_contested(name);
     }
 
-    fn advance_all_of(&mut self, name: &NodeName) {
+    pub(super) fn advance_all_of(&mut self, name: &NodeName) {
         let volumes = self.nodes.get(name).map(|n| n.volumes.clone()).unwrap_or_default();
         for v in volumes {
             self.advance(v);
@@ -236,9 +270,10 @@ impl Engine {
     }
 
     /// Begins to write the newest word on a node, unless a write is under way: that one's end looks again.
-    fn write_node(&mut self, name: &NodeName) {
+    pub(super) fn write_node(&mut self, name: &NodeName) {
         let Some(n) = self.nodes.get_mut(name).filter(|n| n.writing.is_none()) else { return };
         n.writing = n.record.clone();
+        n.tombstone |= n.is_forgotten();
         let expected = n.version;
         let record = n.record.clone().map(|r| Record::Node(Box::new(r)));
         self.write(Write { key: Key::Node(name.clone()), cause: Cause::Node, expected, record });
@@ -250,12 +285,21 @@ impl Engine {
         match result {
             Ok(version) => {
                 n.version = version;
+                n.tombstone = written.as_ref().is_some_and(|r| r.forgotten);
                 if written != n.record {
                     self.write_node(name);
+                } else if n.is_forgotten() {
+                    self.settle_forgotten(name);
                 }
             }
-            // The node's next session tries again; until then memory knows better than the store.
-            Err(why) => tracing::warn!(k8s_node = %name, why, "the node's record was not written"),
+            // The node's next session tries again; until then memory knows better than the store. Not so of one that is
+            // forgotten, or no longer: it gets no session before that is on record.
+            Err(why) => {
+                tracing::warn!(k8s_node = %name, why, "the node's record was not written");
+                if n.tombstone {
+                    self.arm(self.now.mono + RETRY, Timer::Node(name.clone()));
+                }
+            }
         }
     }
 

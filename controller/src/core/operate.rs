@@ -16,7 +16,7 @@ use pool::{
 };
 
 use super::{disks::DiskSlot, engine::Engine, measures::phase, query, volume::Volume};
-use crate::api::{ApiError, DiskRow, DrainTarget, NodeRow};
+use crate::api::{ApiError, DiskRow, NodeRow, Target};
 
 /// Nodes that are named to a person who misspelled one.
 const NAMED_NODES: usize = 16;
@@ -105,14 +105,16 @@ impl Engine {
     }
 
     /// The node or the disk that a person means: a node's name counts first.
-    pub(super) fn find_target(&self, text: &str) -> Result<DrainTarget, ApiError> {
-        let nodes = self.known_nodes();
-        if let Some(n) = text.parse().ok().filter(|n| nodes.contains(n)) {
-            return Ok(DrainTarget::Node(n));
+    pub(super) fn find_target(&self, text: &str) -> Result<Target, ApiError> {
+        // One that is forgotten is a node still.
+        let is_node = |n: &NodeName| self.nodes.get(n).is_some_and(|n| n.record.is_some());
+        if let Some(n) = text.parse().ok().filter(is_node) {
+            return Ok(Target::Node(n));
         }
         match self.find_disk(text) {
-            Ok(line) => Ok(DrainTarget::Disk(line.row.disk)),
+            Ok(line) => Ok(Target::Disk(line.row.disk)),
             Err(ApiError::NoSuchDisk(_)) => {
+                let nodes = self.known_nodes();
                 let names: Vec<_> = nodes.iter().take(NAMED_NODES).map(NodeName::as_str).collect();
                 Err(ApiError::NoTarget { text: text.to_owned(), nodes: names.join(", ") })
             }
@@ -182,14 +184,15 @@ impl Engine {
         })
     }
 
-    /// Every node.
+    /// Every node but the forgotten ones.
     pub(super) fn node_rows(&self) -> Vec<NodeRow> {
-        self.nodes.iter().map(|(name, n)| query::node_row(name, n)).collect()
+        let all = self.nodes.iter().filter(|(_, n)| !n.is_forgotten());
+        all.map(|(name, n)| query::node_row(name, n)).collect()
     }
 
     /// Nodes that are known, for a person who misspelled one.
     pub(super) fn known_nodes(&self) -> BTreeSet<NodeName> {
-        self.nodes.iter().filter(|(_, n)| n.record.is_some()).map(|(name, _)| name.clone()).collect()
+        self.nodes.iter().filter(|(_, n)| n.is_known()).map(|(name, _)| name.clone()).collect()
     }
 }
 

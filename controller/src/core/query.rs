@@ -174,7 +174,7 @@ impl Engine {
     pub(super) fn survey(&self) -> Survey {
         Survey {
             term: self.term.get(),
-            nodes: self.nodes.iter().map(|(name, n)| node_row(name, n)).collect(),
+            nodes: self.node_rows(),
             disks: self.disks.values().filter(|s| s.is_stored()).map(|s| self.disk_row(s)).collect(),
             volumes: self.volumes.values().filter(|v| v.version.is_some()).map(volume_row).collect(),
             moves: self.move_rows(),

@@ -12,7 +12,7 @@ use pool::{
     units::{Bytes, Extents},
 };
 
-use super::{engine::Engine, measures::phase, query::disk_state_text};
+use super::{engine::Engine, measures::phase, nodes::Node, query::disk_state_text};
 use crate::fault::Cause;
 
 /// A change of a volume's record is durable.
@@ -68,13 +68,24 @@ pub struct DiskReport {
     pub free: Bytes,
 }
 
+/// How a node stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is heard of.
+    Alive,
+    /// It is not.
+    Silent,
+    /// A person has said that it never comes back.
+    Forgotten,
+}
+
 /// All disks and nodes, for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fleet {
     /// Disks on record.
     pub disks: BTreeMap<DiskId, DiskReport>,
-    /// Nodes on record, with whether they live.
-    pub nodes: BTreeMap<NodeName, bool>,
+    /// Nodes on record, with how they stand.
+    pub nodes: BTreeMap<NodeName, Standing>,
     /// Pools that are configured as their disks are not, and how so.
     pub left_out: BTreeMap<PoolName, String>,
 }
@@ -134,9 +145,14 @@ impl Engine {
             (*id, report)
         });
         let nodes = self.nodes.iter().filter(|(_, n)| n.record.is_some());
+        let standing = |n: &Node| match n.alive {
+            _ if n.is_forgotten() => Standing::Forgotten,
+            true => Standing::Alive,
+            false => Standing::Silent,
+        };
         Fleet {
             disks: disks.collect(),
-            nodes: nodes.map(|(name, n)| (name.clone(), n.alive)).collect(),
+            nodes: nodes.map(|(name, n)| (name.clone(), standing(n))).collect(),
             left_out: self.left_out.clone(),
         }
     }

@@ -6,7 +6,7 @@
 use pool::{
     access::{Access, AccessState, Event, Notice, Outcome, Refusal},
     ids::{NodeName, VolumeId},
-    record::{Lifecycle, VolumeRecord, render_notice},
+    record::{Lifecycle, Retired, VolumeRecord, render_notice},
     volume::Run,
 };
 
@@ -60,6 +60,7 @@ impl Engine {
 
     /// Does what can be done about a volume now.
     pub(super) fn advance(&mut self, id: VolumeId) {
+        self.vouch(id);
         while let Some(v) = self.volumes.get(&id)
             && v.pending.is_none()
         {
@@ -83,7 +84,10 @@ impl Engine {
         let held = held.map(|(n, a)| Event::HeldWrite { node: n.clone(), epoch: a.epoch });
         let busy = v.live.attachments.iter().filter(|(_, a)| a.busy);
         let busy = busy.map(|(n, a)| Event::SourceBusy { node: n.clone(), epoch: a.epoch });
-        let events = busy.chain(held).chain([Event::Review]);
+        // Whoever never comes back has given it up.
+        let holders = v.record.access.holders().into_iter();
+        let gone = holders.filter(|n| self.is_forgotten(n)).map(|node| Event::Detach { node });
+        let events = gone.chain(busy).chain(held).chain([Event::Review]);
         self.with_facts(v, |facts| {
             for e in events {
                 if let Ok(Outcome::Changed(state, notices)) = v.record.access.on(&e, facts) {
@@ -145,12 +149,12 @@ impl Engine {
 
     /// The record without what is wiped.
     fn strike_wiped(&self, v: &Volume) -> Option<Pending> {
-        if !v.record.retired.iter().any(|r| v.live.wiped.contains(&(r.disk, r.wipe))) {
+        let is_done = |r: &Retired| v.live.wiped.contains(&(r.disk, r.wipe)) || self.is_out(r.disk);
+        if !v.record.retired.iter().any(is_done) {
             return None;
         }
         let mut next = v.record.clone();
-        let (done, rest) = next.retired.drain(..).partition(|r| v.live.wiped.contains(&(r.disk, r.wipe)));
-        let done: Vec<pool::record::Retired> = done;
+        let (done, rest): (Vec<_>, Vec<_>) = next.retired.drain(..).partition(is_done);
         next.retired = rest;
         let release = done.iter().flat_map(|r| r.runs()).collect();
         Some(Pending { release, ..Step { next, cause: Cause::Wiped, after: After::Nothing }.into() })

@@ -124,6 +124,8 @@ pub enum Goal {
 pub enum Close {
     /// The node has opened another one.
     Replaced,
+    /// The node is forgotten.
+    Forgotten,
     /// The controller stops.
     Stopping,
 }

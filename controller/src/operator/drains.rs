@@ -3,7 +3,7 @@
 use csi_proto::operator as wire;
 
 use crate::{
-    api::{Api as _, ApiError, Blocked, DrainPlan, DrainRow, DrainTarget, MoveRow},
+    api::{Api as _, ApiError, Blocked, DrainPlan, DrainRow, MoveRow, Parting, Target},
     core::{DrainProgress, Handle},
 };
 
@@ -58,11 +58,24 @@ fn under_way(m: MoveRow) -> wire::Move {
     }
 }
 
-fn response(target: &DrainTarget, p: DrainProgress, unchanged: bool) -> wire::DrainResponse {
-    let (node, disk) = match target {
-        DrainTarget::Node(n) => (n.to_string(), String::new()),
-        DrainTarget::Disk(d) => (String::new(), d.to_string()),
-    };
+/// A node's name, or else a disk's id.
+fn named(target: &Target) -> (String, String) {
+    match target {
+        Target::Node(n) => (n.to_string(), String::new()),
+        Target::Disk(d) => (String::new(), d.to_string()),
+    }
+}
+
+/// Has what is named leave, or says what is left of it.
+pub(super) async fn part(core: &Handle, text: String, forget: bool) -> Result<wire::PartResponse, ApiError> {
+    let target = core.find_target(text).await?;
+    let (node, disk) = named(&target);
+    let Parting { disks, volumes, done } = core.part(target, forget).await?;
+    Ok(wire::PartResponse { node, disk, disks_left: disks as u64, volumes_left: volumes as u64, done })
+}
+
+fn response(target: &Target, p: DrainProgress, unchanged: bool) -> wire::DrainResponse {
+    let (node, disk) = named(target);
     wire::DrainResponse {
         node,
         disk,
@@ -91,8 +104,8 @@ pub(super) async fn undrain(core: &Handle, text: String) -> Result<wire::DrainRe
     let before = core.drain_progress(target.clone()).await?;
     if !before.disks.iter().any(|d| d.draining) {
         let what = match &target {
-            DrainTarget::Node(n) => format!("node {n}"),
-            DrainTarget::Disk(d) => format!("disk {d}"),
+            Target::Node(n) => format!("node {n}"),
+            Target::Disk(d) => format!("disk {d}"),
         };
         return Err(ApiError::Precondition(format!("{what} is not being drained: there is nothing to undo")));
     }

@@ -6,7 +6,7 @@ use api::{
 };
 use pool::units::Bytes;
 
-use crate::core::{DiskReport, Fleet, VolumeReport};
+use crate::core::{DiskReport, Fleet, Standing, VolumeReport};
 
 /// One aspect of an object.
 struct Aspect<'a> {
@@ -106,13 +106,13 @@ pub(super) fn disk(r: &DiskReport, generation: i64, old: &[Condition], now: &str
     }
 }
 
-pub(super) fn node(alive: bool, generation: i64, old: &[Condition], now: &str) -> StorageNodeStatus {
-    let aspect = Aspect {
-        kind: "Alive",
-        holds: alive,
-        reason: if alive { "Heard" } else { "Silent" },
-        message: if alive { "" } else { "its lease has run out: it has not been heard of" },
+pub(super) fn node(standing: Standing, generation: i64, old: &[Condition], now: &str) -> StorageNodeStatus {
+    let (reason, message) = match standing {
+        Standing::Alive => ("Heard", ""),
+        Standing::Silent => ("Silent", "its lease has run out: it has not been heard of"),
+        Standing::Forgotten => ("Forgotten", "it was said never to come back: weir forget"),
     };
+    let aspect = Aspect { kind: "Alive", holds: standing == Standing::Alive, reason, message };
     StorageNodeStatus {
         observed_generation: generation,
         conditions: conditions(old, generation, now, &[aspect]),

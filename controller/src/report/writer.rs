@@ -28,7 +28,7 @@ use super::{
 use crate::{
     api::ApiError,
     cluster::ask,
-    core::{DiskReport, Fleet, Handle, News, VolumeReport},
+    core::{DiskReport, Fleet, Handle, News, Standing, VolumeReport},
     fault::Cause,
     pools,
 };
@@ -315,7 +315,7 @@ impl Reporter {
         let status = match thing {
             Thing::Node(name) => fleet
                 .and_then(|f| f.nodes.get(name))
-                .map(|alive| serde_json::to_value(plan::node(*alive, generation, &old, &now))),
+                .map(|standing| serde_json::to_value(plan::node(*standing, generation, &old, &now))),
             Thing::Disk(id) => fleet
                 .and_then(|f| f.disks.get(id))
                 .map(|d| serde_json::to_value(plan::disk(d, generation, &old, &now))),
@@ -366,7 +366,7 @@ impl Reporter {
     async fn look_at_fleet(&mut self) -> Result<(), ApiError> {
         let now = self.core.fleet().await?;
         if let Some(old) = self.fleet.replace(now.clone()) {
-            for (name, _) in now.nodes.iter().filter(|(name, alive)| old.nodes.get(name) != Some(alive)) {
+            for (name, _) in now.nodes.iter().filter(|(name, is)| old.nodes.get(name) != Some(is)) {
                 self.statuses.add(Thing::Node(name.clone()));
             }
             for (id, _) in now.disks.iter().filter(|(id, d)| old.disks.get(id) != Some(d)) {
@@ -380,23 +380,30 @@ impl Reporter {
 
     /// Says what has become of nodes since the last look.
     async fn compare_nodes(&mut self, old: &Fleet, now: &Fleet) -> Result<(), ApiError> {
-        for (node, alive) in &now.nodes {
-            if old.nodes.get(node).is_none_or(|was| was == alive) {
+        for (node, standing) in &now.nodes {
+            if old.nodes.get(node).is_none_or(|was| was == standing) {
                 continue;
             }
             let subject = Subject::Node(node.to_string());
-            if *alive {
-                let back = format!("weir-node on {node} is heard of again");
-                self.happened(subject, false, "StorageBack", back);
-            } else {
-                let why = format!(
-                    "weir-node on {node} has not been heard of: I/O to extents that lie there waits until it is back"
-                );
-                self.happened(subject, true, "StorageSilent", why);
+            match standing {
+                Standing::Alive => {
+                    let back = format!("weir-node on {node} is heard of again");
+                    self.happened(subject, false, "StorageBack", back);
+                }
+                Standing::Silent => {
+                    let why = format!(
+                        "weir-node on {node} has not been heard of: I/O to extents that lie there waits until it is back"
+                    );
+                    self.happened(subject, true, "StorageSilent", why);
+                }
+                Standing::Forgotten => {
+                    let why = format!("{node} and its disks were forgotten, as never to come back");
+                    self.happened(subject, false, "StorageForgotten", why);
+                }
             }
             for id in self.core.volumes_at(node.clone()).await? {
                 self.statuses.add(Thing::Volume(id));
-                if *alive {
+                if *standing != Standing::Silent {
                     continue;
                 }
                 let Some(r) = self.core.volume_report(id).await? else { continue };

@@ -10,7 +10,7 @@ use std::{
 };
 
 use controller::{
-    api::{Api, ApiError, DrainTarget, Survey},
+    api::{Api, ApiError, Survey, Target},
     core::CoreConfig,
     store::{Page, Reign, Store, StoreError, Version},
 };
@@ -91,7 +91,7 @@ async fn taken_back(at: u64, stop: Stop) -> bool {
     let w = rig.create("w", 4, Some("n1")).await;
     rig.attach(v.id, 0, &RWO).await.unwrap();
     rig.settled(v.id, "Attached").await;
-    let target = DrainTarget::Node(rig.name(0));
+    let target = Target::Node(rig.name(0));
     gate.hold.store(gate.writes.load(Ordering::SeqCst) + at, Ordering::SeqCst);
     let core = rig.core.clone();
     let drain = tokio::spawn({
@@ -157,7 +157,7 @@ async fn a_dry_run_says_what_goes_where_and_changes_nothing() {
     rig.attach(v.id, 0, &RWO).await.unwrap();
     rig.settled(v.id, "Attached").await;
     let before = (rig.core.survey().await, gate.writes.load(Ordering::SeqCst));
-    let rows = rig.core.drain(DrainTarget::Node(rig.name(0)), false, true).await.unwrap();
+    let rows = rig.core.drain(Target::Node(rig.name(0)), false, true).await.unwrap();
     let [row] = rows.as_slice() else { panic!("{rows:?}") };
     assert_eq!((row.volumes, row.left_bytes, row.draining), (2, extents(9).get(), false));
     let plan = row.plan.as_ref().unwrap();
@@ -165,7 +165,7 @@ async fn a_dry_run_says_what_goes_where_and_changes_nothing() {
     assert_eq!(plan.moves.iter().map(|m| m.bytes).sum::<u64>(), extents(9).get());
     assert!(plan.moves.iter().all(|m| m.to != row.disk && m.to_node != rig.name(0)), "{plan:?}");
     assert!(row.blocked.is_empty() && !row.pace.measured && row.eta_s.is_some(), "{row:?}");
-    let again = rig.core.drain(DrainTarget::Node(rig.name(0)), false, true).await.unwrap();
+    let again = rig.core.drain(Target::Node(rig.name(0)), false, true).await.unwrap();
     assert_eq!(again, rows, "the first one has left something behind");
     assert_eq!((rig.core.survey().await, gate.writes.load(Ordering::SeqCst)), before);
     // All that was free still is.
@@ -181,7 +181,7 @@ async fn a_dry_run_says_what_stays_and_how_much_room_is_missing() {
     rig.attach(r.id, 1, &ROX).await.unwrap();
     rig.settled(r.id, "Attached").await;
     let disk = rig.core.survey().await.disks.iter().find(|d| d.node == rig.name(0)).unwrap().disk;
-    let rows = rig.core.drain(DrainTarget::Disk(disk), false, true).await.unwrap();
+    let rows = rig.core.drain(Target::Disk(disk), false, true).await.unwrap();
     let plan = rows[0].plan.as_ref().unwrap();
     assert_eq!(plan.bytes, extents(6).get(), "n2 has room for six");
     let missing: u64 = rows[0].blocked.iter().map(|b| b.missing_bytes).sum();
@@ -196,7 +196,7 @@ async fn a_disk_whose_node_is_dead_says_so() {
     let v = rig.create("v", 4, Some("n1")).await;
     rig.nodes[0].vanish().await;
     rig.dead(0).await;
-    let target = DrainTarget::Node(rig.name(0));
+    let target = Target::Node(rig.name(0));
     rig.core.drain(target.clone(), false, false).await.unwrap();
     let row = until("it says why nothing moves", || async {
         let p = rig.core.drain_progress(target.clone()).await.unwrap();
@@ -226,12 +226,12 @@ async fn more_volumes_that_cannot_move_than_one_look_sees_do_not_hold_up_the_res
         rig.attach(*id, 0, &ROX).await.unwrap();
     }
     let disk = rig.core.survey().await.disks.iter().find(|d| d.node == rig.name(0)).unwrap().disk;
-    rig.core.drain(DrainTarget::Disk(disk), false, false).await.unwrap();
+    rig.core.drain(Target::Disk(disk), false, false).await.unwrap();
     until("the last one has moved", || async {
         rig.row(last).await?.segments.iter().all(|s| s.2 != disk).then_some(())
     })
     .await;
-    let p = rig.core.drain_progress(DrainTarget::Disk(disk)).await.unwrap();
+    let p = rig.core.drain_progress(Target::Disk(disk)).await.unwrap();
     assert_eq!(p.disks[0].blocked.len() + p.disks[0].more_blocked, 261);
     assert!(p.disks[0].blocked[0].why.contains("read-only"), "{:?}", p.disks[0].blocked[0]);
     rig.end().await;
@@ -249,7 +249,7 @@ async fn a_pool_says_how_many_moves_there_may_be_at_a_time() {
             rig.attach(v.id, 0, &RWO).await.unwrap();
         }
         rig.nodes[0].set_slow(true).await;
-        rig.core.drain(DrainTarget::Node(rig.name(0)), false, false).await.unwrap();
+        rig.core.drain(Target::Node(rig.name(0)), false, false).await.unwrap();
         let moves = async || rig.core.survey().await.moves.len();
         until("as many as may be are under way", || async { (moves().await == most).then_some(()) }).await;
         // Two more looks of the mover.
@@ -266,9 +266,9 @@ async fn people_name_a_node_or_a_disk() {
     let rig = Rig::new(&[4, 4]).await;
     let disk = rig.core.survey().await.disks.iter().find(|d| d.node == rig.name(1)).unwrap().disk;
     let find = async |t: &str| rig.core.find_target(t.to_owned()).await;
-    assert_eq!(find("n1").await, Ok(DrainTarget::Node(rig.name(0))));
-    assert_eq!(find(&disk.to_string()).await, Ok(DrainTarget::Disk(disk)));
-    assert_eq!(find(&disk.to_string()[..8]).await, Ok(DrainTarget::Disk(disk)));
+    assert_eq!(find("n1").await, Ok(Target::Node(rig.name(0))));
+    assert_eq!(find(&disk.to_string()).await, Ok(Target::Disk(disk)));
+    assert_eq!(find(&disk.to_string()[..8]).await, Ok(Target::Disk(disk)));
     let e = find("n7").await.unwrap_err();
     assert!(matches!(&e, ApiError::NoTarget { .. }) && e.to_string().contains("n1, n2"), "{e}");
     rig.end().await;

@@ -7,6 +7,7 @@ mod feed;
 mod kubernetes;
 mod moves;
 mod node;
+mod parting;
 mod plans;
 mod proposals;
 mod restart;

@@ -2,7 +2,7 @@
 //! ends.
 
 use controller::{
-    api::{Api, DrainTarget, Survey},
+    api::{Api, Survey, Target},
     core::seen::Attachment,
 };
 use pool::ids::{DiskId, VolumeId};
@@ -18,7 +18,7 @@ async fn disk_of(rig: &Rig, node: usize) -> DiskId {
 }
 
 async fn drain(rig: &Rig, disk: DiskId) {
-    rig.core.drain(DrainTarget::Disk(disk), false, false).await.unwrap();
+    rig.core.drain(Target::Disk(disk), false, false).await.unwrap();
 }
 
 fn left(s: &Survey, disk: DiskId) -> u64 {
@@ -46,7 +46,7 @@ async fn a_disk_is_emptied_under_its_user() {
     let v = rig.create("v", 15, Some("n1")).await;
     rig.attach(v.id, 0, &RWO).await.unwrap();
     let disk = disk_of(&rig, 0).await;
-    let plan = rig.core.drain(DrainTarget::Disk(disk), false, true).await.unwrap();
+    let plan = rig.core.drain(Target::Disk(disk), false, true).await.unwrap();
     assert_eq!((plan[0].volumes, plan[0].left_bytes), (1, extents(10).get()));
     assert!(plan[0].blocked.is_empty(), "{plan:?}");
     assert!(rig.core.survey().await.drains.is_empty(), "a dry run changes nothing");
@@ -59,7 +59,7 @@ async fn a_disk_is_emptied_under_its_user() {
     assert_eq!(rig.nodes[0].attachment(v.id), Some(Attachment::Open));
     // Nothing new goes there, until it is wished for again.
     assert!(rig.core.create_volume(crate::plans::request("w", 16, None)).await.is_err());
-    rig.core.drain(DrainTarget::Disk(disk), true, false).await.unwrap();
+    rig.core.drain(Target::Disk(disk), true, false).await.unwrap();
     rig.create("w", 16, None).await;
     rig.detach(v.id, 0).await.unwrap();
     rig.core.delete_volume(v.id).await.unwrap();
@@ -74,7 +74,7 @@ async fn a_node_is_emptied_of_volumes_that_nobody_uses() {
         all.push(rig.create(&format!("v{i}"), 3, Some("n1")).await.id);
     }
     let disk = disk_of(&rig, 0).await;
-    rig.core.drain(DrainTarget::Node(rig.name(0)), false, false).await.unwrap();
+    rig.core.drain(Target::Node(rig.name(0)), false, false).await.unwrap();
     empty(&rig, disk).await;
     for id in all {
         let row = rig.settled(id, "Detached").await;
@@ -98,7 +98,7 @@ async fn what_has_no_place_elsewhere_stays_and_says_why() {
     })
     .await;
     assert!(row.blocked[0].why.contains("missing"), "{row:?}");
-    assert!(rig.core.drain(DrainTarget::Disk(DiskId::from_u128(9)), false, false).await.is_err());
+    assert!(rig.core.drain(Target::Disk(DiskId::from_u128(9)), false, false).await.is_err());
     rig.end().await;
 }
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use controller::core::{
-    Handle, Session,
+    Handle, OpenError, Session,
     seen::{
         Attachment, AttachmentSeen, Condition, Content, Device, DiskSeen, ExportSeen, Hello, Report, WipeSeen,
     },
@@ -45,6 +45,10 @@ struct State {
     stuck: bool,
     /// Its mirrors do not get on.
     slow: bool,
+    /// It has power.
+    on: bool,
+    /// How often it was booted.
+    boots: u32,
 }
 
 /// A node.
@@ -87,6 +91,8 @@ impl Node {
             writing: false,
             stuck: false,
             slow: false,
+            on: true,
+            boots: 1,
         };
         Self {
             name: name.parse().unwrap(),
@@ -101,10 +107,31 @@ impl Node {
         self.state.lock().unwrap().devices.get_mut(id).unwrap().content = content;
     }
 
+    /// Loses its power, for good or until it is booted.
+    pub(crate) async fn perish(&self) {
+        self.state.lock().unwrap().on = false;
+        self.vanish().await;
+        self.world.lose(&self.name);
+    }
+
+    /// Has power again, and nothing in its kernel.
+    pub(crate) fn boot(&self) {
+        let mut s = self.state.lock().unwrap();
+        (s.on, s.boots, s.term) = (true, s.boots + 1, Term::ZERO);
+        s.exports.clear();
+        s.attachments.clear();
+        s.attach_goals.clear();
+    }
+
     /// Takes a device out.
     pub(crate) fn pull(&self, id: &str) -> (DiskId, Bytes) {
         let d = self.state.lock().unwrap().devices.remove(id).unwrap();
         (d.label.unwrap(), d.size)
+    }
+
+    /// Erases a device's label.
+    pub(crate) fn strip(&self, id: &str) {
+        self.state.lock().unwrap().devices.get_mut(id).unwrap().label = None;
     }
 
     /// Puts a labelled device in.
@@ -164,19 +191,27 @@ impl Node {
         self.state.lock().unwrap().attachments.get(&volume).and_then(|a| a.state)
     }
 
-    /// Opens a session.
+    /// Opens a session, if it is on and gets one.
     pub(crate) async fn connect(&self, core: &Handle) {
+        if self.state.lock().unwrap().on {
+            drop(self.try_connect(core).await);
+        }
+    }
+
+    /// Opens a session.
+    pub(crate) async fn try_connect(&self, core: &Handle) -> Result<(), OpenError> {
         *self.link.lock().await = None;
+        let boots = self.state.lock().unwrap().boots;
         let hello = Hello {
             node: self.name.clone(),
-            boot_id: "b".into(),
+            boot_id: format!("boot {boots}"),
             version: "test".into(),
             address: format!("{}.storage", self.name),
             port: 4420,
             topology: BTreeMap::from([("zone".to_owned(), "z1".to_owned())]),
             term_seen: self.state.lock().unwrap().term,
         };
-        let Ok(session) = core.open(hello).await else { return };
+        let session = core.open(hello).await?;
         self.state.lock().unwrap().term = core.term();
         let session = Arc::new(session);
         let (me, s, beat) = (self.clone(), session.clone(), core.heartbeat());
@@ -201,6 +236,7 @@ impl Node {
             }
         });
         *self.link.lock().await = Some(Link { session, tasks: vec![obey, heart] });
+        Ok(())
     }
 
     /// Falls silent. Its devices go on as they were.
@@ -269,6 +305,13 @@ impl Node {
                         d.label = Some(disk);
                         d.content = Content::Weir { disk, pool: "p".into() };
                         self.world.soil(disk, extents(d).get());
+                    }
+                    if *role == DiskRole::Release {
+                        d.label = None;
+                        d.content = Content::Blank;
+                        let released = DiskSeen { condition: Some(Condition::Released), ..nothing(disk) };
+                        report.disks.push(released);
+                        continue;
                     }
                     report.disks.push(serving(&id, d, disk));
                 }

@@ -103,7 +103,7 @@ async fn policy_budget_and_drains_come_first() {
     let (r, v, disks) = rig(|_| ()).await;
     let p = proposal(&r, v, disks, 2).await;
     assert!(ask(&r, &p).await.contains("within a day"));
-    let drained = controller::api::DrainTarget::Disk(disks[0]);
+    let drained = controller::api::Target::Disk(disks[0]);
     r.core.drain(drained, false, false).await.unwrap();
     let p = Proposal { count: Extents::new(1), ..proposal(&r, v, disks, 1).await };
     assert!(!ask(&r, &p).await.is_empty(), "nothing goes to a disk that is being emptied");

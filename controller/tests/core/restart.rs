@@ -4,7 +4,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use controller::{
-    api::{Api, ApiError, DrainRow, DrainTarget, Survey},
+    api::{Api, ApiError, DrainRow, Survey, Target},
     core::{CoreError, Handle, seen::Attachment},
     store::embedded::Embedded,
 };
@@ -147,7 +147,7 @@ async fn emptying(at: u64, stop: Stop) -> u64 {
     let v = k.ask("create", async |c: Handle| c.create_volume(request("v", 2, Some("n1"))).await).await;
     k.ask("create", async |c: Handle| c.create_volume(request("w", 2, Some("n1"))).await).await;
     k.ask("attach", async |c: Handle| c.attach(v.id, a.clone(), RWX, true).await).await;
-    let drain = DrainTarget::Node(a.clone());
+    let drain = Target::Node(a.clone());
     k.ask("drain", async |c: Handle| c.drain(drain.clone(), false, false).await).await;
     k.see("it is empty", |s| {
         let left = |d: &DrainRow| d.node != a || d.left_bytes + d.wiping_bytes > 0;
@@ -164,6 +164,76 @@ async fn emptying(at: u64, stop: Stop) -> u64 {
     k.see("what was left is wiped", |s| free(s) == extents(8).get()).await;
     world.check();
     k.starts
+}
+
+/// The story of a node that never comes back: it held a volume that lies elsewhere, and one that lay on it as well and is
+/// deleted. Both are rid of it, and it comes back as a new one.
+async fn forgetting(at: u64, stop: Stop) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("weir.redb");
+    let world = World::default();
+    let nodes = ["n1", "n2", "n3"].map(|n| Node::new(&world, n, &[8]));
+    let mut k = Keeper::new(&path, &nodes, at, stop).await;
+    let free = |s: &Survey| s.disks.iter().map(|d| d.free.get()).sum::<u64>();
+    k.see("the disks are claimed and wiped", |s| s.disks.len() == 3 && free(s) == extents(24).get()).await;
+    let lost = &nodes[2];
+    let n3 = lost.name.clone();
+    let v = k.ask("create", async |c: Handle| c.create_volume(request("v", 10, Some("n3"))).await).await;
+    let w = k.ask("create", async |c: Handle| c.create_volume(request("w", 4, Some("n1"))).await).await;
+    for id in [v.id, w.id] {
+        k.ask("attach", async |c: Handle| c.attach(id, n3.clone(), RWX, true).await).await;
+    }
+    lost.perish().await;
+    k.see("it is dead", |s| s.nodes.iter().any(|n| n.node == n3 && !n.alive)).await;
+    let gone = Target::Node(n3.clone());
+    let refused = k.core.part(gone.clone(), true).await;
+    assert!(refused.is_err(), "what lies on it is still wanted: {refused:?}");
+    k.ask("delete", async |c: Handle| c.delete_volume(v.id).await).await;
+    k.ask("forget", async |c: Handle| match c.part(gone.clone(), true).await? {
+        p if p.done => Ok(()),
+        p => Err(ApiError::Busy(format!("{p:?}"))),
+    })
+    .await;
+    k.see("nothing is left of it", |s| {
+        let w = s.volumes.iter().find(|r| r.volume == w.id);
+        let rid = w.is_some_and(|w| w.holders.is_empty() && w.leaving.is_empty());
+        let of_it = s.disks.iter().any(|d| d.node == n3) || s.nodes.iter().any(|n| n.node == n3);
+        rid && s.volumes.len() == 1 && !of_it && free(s) == extents(12).get()
+    })
+    .await;
+    lost.boot();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while k.core.survey().await.nodes.iter().all(|n| n.node != n3 || !n.alive) {
+        assert!(tokio::time::Instant::now() < deadline, "it is not taken in again");
+        k.mend().await;
+        lost.connect(&k.core).await;
+    }
+    k.see("its old disk is left alone", |s| {
+        let n = s.nodes.iter().find(|n| n.node == n3);
+        n.is_some_and(|n| n.unclaimed.iter().any(|why| why.contains("not on record")))
+    })
+    .await;
+    k.ask("attach", async |c: Handle| c.attach(w.id, n3.clone(), RWX, true).await).await;
+    world.check();
+    k.starts
+}
+
+async fn every_write_of_forgetting(stop: Stop) {
+    let mut at = 1;
+    while forgetting(at, stop).await > 1 {
+        at += 1;
+    }
+    assert!(at > 15, "the story has only {at} writes: it tells nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_before_every_write_of_forgetting_a_node() {
+    every_write_of_forgetting(Stop::Before).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_after_every_write_of_forgetting_a_node() {
+    every_write_of_forgetting(Stop::After).await;
 }
 
 async fn every_write(stop: Stop) {

@@ -16,6 +16,8 @@ pub(crate) fn node(name: &str, port: u32) -> Record {
         domain: Domain::default(),
         address: "10.0.0.1".into(),
         port,
+        boot_id: String::new(),
+        forgotten: false,
     }))
 }
 

@@ -72,6 +72,13 @@ impl World {
         }
     }
 
+    /// A node's power is gone: it writes nothing any more.
+    pub(crate) fn lose(&self, node: &NodeName) {
+        for all in self.0.lock().unwrap().writers.values_mut() {
+            all.remove(node);
+        }
+    }
+
     /// Extents are zeroed: nobody may be using them.
     pub(crate) fn wipe(&self, disk: DiskId, first: u64, count: u64) {
         let mut w = self.0.lock().unwrap();

@@ -407,7 +407,8 @@ mod tests {
     fn node(domain: &[(&str, &str)]) -> Resource {
         let domain = domain.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         let (name, address) = ("n1".parse().unwrap(), "10.0.0.1".to_owned());
-        let record = NodeRecord { name, domain: Domain::new(domain), address, port: 1 };
+        let domain = Domain::new(domain);
+        let record = NodeRecord { name, domain, address, port: 1, boot_id: String::new(), forgotten: false };
         Resource::of(&Record::Node(Box::new(record)), Term::new(1))
     }
 
