@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Passed, failed, left out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     /// Tests that passed.
     pub passed: u64,
@@ -26,21 +26,36 @@ pub struct Tally {
     pub failed: u64,
     /// Tests that there was no time for.
     pub skipped: u64,
+    /// What made parts fail, to be said again at the end: what was printed at the time has scrolled away.
+    pub causes: Vec<String>,
 }
 
 impl Tally {
     fn one(ok: bool) -> Self {
-        Self { passed: u64::from(ok), failed: u64::from(!ok), skipped: 0 }
+        Self { passed: u64::from(ok), failed: u64::from(!ok), ..Self::default() }
     }
 
-    const SKIPPED: Self = Self { passed: 0, failed: 0, skipped: 1 };
+    /// Of a part that came to an error.
+    fn failure(name: &str, e: &anyhow::Error) -> Self {
+        let cause = e.root_cause().to_string();
+        let lines: Vec<&str> = cause.lines().take(CAUSE_LINES).collect();
+        Self { causes: vec![format!("{name}: {}", lines.join("\n    "))], ..Self::one(false) }
+    }
+
+    fn skipped() -> Self {
+        Self { skipped: 1, ..Self::default() }
+    }
 
     fn add(&mut self, o: Tally) {
         self.passed += o.passed;
         self.failed += o.failed;
         self.skipped += o.skipped;
+        self.causes.extend(o.causes);
     }
 }
+
+/// The most lines that are said again of what made a part fail.
+const CAUSE_LINES: usize = 30;
 
 /// A part of the tests that needs no cluster.
 #[derive(Clone, Copy)]
@@ -154,6 +169,9 @@ pub fn run(names: &[String], on: Option<&str>, limit: Duration) -> Result<Tally>
     tally.add(run_steps(&later, &choice));
     tally.add(run_kube_cases(&kube, on, &choice));
     let skipped = if tally.skipped > 0 { format!(", {} skipped", tally.skipped) } else { String::new() };
+    for cause in &tally.causes {
+        println!("failed {cause}");
+    }
     println!("{} passed, {} failed{skipped}", tally.passed, tally.failed);
     Ok(tally)
 }
@@ -162,17 +180,12 @@ fn run_steps(steps: &[Step], choice: &Choice<'_>) -> Tally {
     let mut tally = Tally::default();
     for s in steps {
         if choice.leaves_out(s.name) {
-            tally.add(Tally::SKIPPED);
+            tally.add(Tally::skipped());
             continue;
         }
         let start = Instant::now();
         println!("== {}: {}", s.name, s.about);
-        let t = (s.run)().unwrap_or_else(|e| {
-            println!("{e:#}");
-            Tally::one(false)
-        });
-        report(s.name, t.failed == 0, start.elapsed());
-        tally.add(t);
+        tally.add(ended(s.name, start, (s.run)()));
     }
     tally
 }
@@ -202,11 +215,7 @@ fn run_cases(cases: &[Case]) -> Tally {
                 run()
             }
         };
-        if let Err(e) = &result {
-            println!("{e:?}");
-        }
-        report(case.name, result.is_ok(), start.elapsed());
-        tally.add(Tally::one(result.is_ok()));
+        tally.add(ended(case.name, start, result.map(|()| Tally::one(true))));
     }
     tally
 }
@@ -226,7 +235,7 @@ fn run_kube_cases(cases: &[suite::kube::Case], on: Option<&str>, choice: &Choice
     let mut cluster: Option<KubeCluster> = None;
     for case in cases {
         if choice.leaves_out(case.name) {
-            tally.add(Tally::SKIPPED);
+            tally.add(Tally::skipped());
             continue;
         }
         let start = Instant::now();
@@ -240,11 +249,7 @@ fn run_kube_cases(cases: &[suite::kube::Case], on: Option<&str>, choice: &Choice
             cluster = Some(c);
             Ok(())
         });
-        if let Err(e) = &result {
-            println!("{e:?}");
-        }
-        report(case.name, result.is_ok(), start.elapsed());
-        tally.add(Tally::one(result.is_ok()));
+        tally.add(ended(case.name, start, result.map(|()| Tally::one(true))));
     }
     tally
 }
@@ -258,11 +263,25 @@ fn start_kube() -> Result<KubeCluster> {
     Ok(cluster)
 }
 
-fn report(name: &str, ok: bool, took: Duration) {
-    let word = if ok { "ok" } else { "FAILED" };
-    println!("{word:<7}{name} ({:.1} s)", took.as_secs_f64());
+/// An error as people read it: what led to what, without the stack.
+fn told(e: &anyhow::Error) -> String {
+    e.chain().map(ToString::to_string).collect::<Vec<_>>().join("\n-- because: ")
+}
+
+/// Says how a part that began at `start` went.
+fn ended(name: &str, start: Instant, result: Result<Tally>) -> Tally {
+    let mut tally = result.unwrap_or_else(|e| {
+        println!("{}", told(&e));
+        Tally::failure(name, &e)
+    });
+    if tally.failed > 0 && tally.causes.is_empty() {
+        tally.causes.push(format!("{name}: {} failed, as said where it ran", tally.failed));
+    }
+    let word = if tally.failed == 0 { "ok" } else { "FAILED" };
+    println!("{word:<7}{name} ({:.1} s)", start.elapsed().as_secs_f64());
     // Lines of a long run should reach a log as they come; a closed pipe is not a failed test.
     drop(std::io::stdout().flush());
+    tally
 }
 
 fn format() -> Result<Tally> {
@@ -357,7 +376,7 @@ fn parse_result(line: &str) -> Option<Tally> {
         let before = rest.split(word).next()?;
         before.rsplit(|c: char| !c.is_ascii_digit()).find(|s| !s.is_empty())?.parse().ok()
     };
-    Some(Tally { passed: count(" passed")?, failed: count(" failed")?, skipped: 0 })
+    Some(Tally { passed: count(" passed")?, failed: count(" failed")?, ..Tally::default() })
 }
 
 fn cargo(args: &[&str]) -> Result<Child> {
@@ -390,7 +409,7 @@ mod tests {
     #[test]
     fn results_of_cargo_are_counted() {
         let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.1s";
-        assert_eq!(parse_result(line), Some(Tally { passed: 12, failed: 3, skipped: 0 }));
+        assert_eq!(parse_result(line), Some(Tally { passed: 12, failed: 3, ..Tally::default() }));
         assert_eq!(parse_result("running 3 tests"), None);
     }
 

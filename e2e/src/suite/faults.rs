@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 use tonic::Code;
 
 use super::{
     Case, Run,
     basic::too_large_for_one,
     check_pattern,
+    drain::ask,
     migrate::{BLOCK, read_block, write_block},
     verifier::{
         Verifier, check_slots, hosts, lender, refused, retry, slots, third, wait_alive, wait_held,
@@ -21,7 +23,7 @@ use crate::{
         Cluster, PATIENCE,
         clients::{NewVolume, Use},
     },
-    lab::{Background, Link},
+    lab::{Background, Link, Node},
     proto::Exit,
     wait,
 };
@@ -41,6 +43,11 @@ pub(super) const CASES: &[Case] = &[
         name: "faults/consumer-killed-with-extents",
         about: "a volume that lies on its dead consumer waits for it, and says so",
         run: Run::On(consumer_killed_with_extents),
+    },
+    Case {
+        name: "faults/node-forgotten",
+        about: "a node that never comes back is forgotten; what it held goes on elsewhere; booted anew it takes part again",
+        run: Run::On(node_forgotten),
     },
     Case {
         name: "faults/partitioned-control",
@@ -139,6 +146,77 @@ fn consumer_killed(c: &Cluster) -> Result<()> {
     wait_held(c, &id, "Attached", &[3])?;
     csi.detach(&id)?;
     c.csi().delete(&id)?;
+    Ok(())
+}
+
+fn node_forgotten(c: &Cluster) -> Result<()> {
+    // One volume lies elsewhere, of the other a part is lost with the node.
+    let id = lent(c, "forgotten-held")?;
+    let bytes = too_large_for_one(c) - (256 << 20);
+    let lost =
+        NewVolume { name: "forgotten-lost", bytes, usage: Use::Block, beside: Some("n3"), parameters: &[] };
+    let lost = c.csi().create(&lost)?;
+    ensure!(hosts(c, &lost)?.contains(&3), "volume {lost} lies on {:?}", hosts(c, &lost)?);
+    let dev = c.node_csi(3)?.attach(&id, Use::Block)?;
+    c.node_csi(3)?.attach(&lost, Use::Block)?;
+    let v = Verifier::start(c, 3, "forgotten", &dev, 91)?;
+    v.wait_writes(128)?;
+    says_no(c, &["forget", "n3"], &["n3 is alive", "weir drain n3"])?;
+    c.node(3).kill()?;
+    let known = v.last_words()?;
+    wait_alive(c, 3, false)?;
+    says_no(c, &["forget", "n3"], &["node n3 holds parts of 1 volumes", "forgotten-lost"])?;
+    c.csi().delete(&lost)?;
+    let said = ask(c, &["forget", "n3"])?;
+    ensure!(said.contains("node n3 is forgotten"), "weir forget says: {said}");
+    c.wait_survey("nothing to be left of n3", |s| {
+        let none = |what: &str| s[what].as_array().is_some_and(|all| all.iter().all(|r| r["node"] != "n3"));
+        let of_volumes = s["volumes"].as_array().map_or(&[][..], Vec::as_slice);
+        let rid = of_volumes.iter().all(|v| v["holders"] == json!([]) && v["leaving"] == json!([]));
+        let disks = s["disks"].as_array().map_or(&[][..], Vec::as_slice);
+        let clean = disks.iter().all(|d| d["unwiped"].as_u64() == Some(0));
+        none("nodes") && none("disks") && of_volumes.len() == 1 && rid && clean
+    })?;
+    let dev = c.node_csi(1)?.attach(&id, Use::Block)?;
+    check_slots(&slots(c, 1, &dev)?, &known)?;
+    let v = Verifier::start(c, 1, "forgotten-next", &dev, 92)?;
+    v.wait_writes(128)?;
+
+    c.revive(3)?;
+    c.wait_survey("n3 to take part again, its disks left alone", |s| {
+        let n3 = s["nodes"].as_array().into_iter().flatten().find(|n| n["node"] == "n3");
+        let left_alone = |n: &Value| n["unclaimed"].to_string().contains("not on record");
+        n3.is_some_and(|n| n["alive"] == true && left_alone(n))
+    })?;
+    v.wait_writes(128)?;
+    v.finish()?;
+    c.node_csi(1)?.detach(&id)?;
+    c.csi().delete(&id)?;
+    for disk in 0..c.spec().pool_disks() {
+        erase(c.node(3), &c.node(3).disk(disk))?;
+    }
+    c.wait_for_disks()
+}
+
+/// Erases both ends of a disk, where its label stands, as docs/operations.md says; and says so to who listens, as udev would.
+fn erase(node: &Node, device: &str) -> Result<()> {
+    node.run_ok(&format!(
+        "set -e; mib=$(( $(blockdev --getsize64 {device}) / 1048576 )); dd if=/dev/zero of={device} bs=1M count=8 conv=fsync; \
+         dd if=/dev/zero of={device} bs=1M count=8 seek=$(( mib - 8 )) conv=fsync; \
+         echo change >/sys/class/block/$(basename $(readlink -f {device}))/uevent"
+    ))
+    .map(drop)
+}
+
+/// `weir` refuses, and says all of this.
+fn says_no(c: &Cluster, words: &[&str], parts: &[&str]) -> Result<()> {
+    let said = match ask(c, words) {
+        Ok(said) => bail!("weir {} did not fail: {said}", words.join(" ")),
+        Err(e) => format!("{e:#}"),
+    };
+    for part in parts {
+        ensure!(said.contains(part), "it does not say {part:?}: {said}");
+    }
     Ok(())
 }
 

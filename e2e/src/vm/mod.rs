@@ -7,6 +7,7 @@
 mod command;
 mod console;
 pub mod guest;
+mod queue;
 
 use std::{
     io::{Read, Write},
@@ -23,6 +24,7 @@ use crate::{
 };
 pub use console::{Console, Counters, gaps};
 pub use guest::Guest;
+pub use queue::OutOfStep;
 
 /// How long QEMU may take to come up in an emulated node: it is read through 9p the first time.
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -148,7 +150,7 @@ impl Vm {
     /// time), and has said that none failed.
     ///
     /// # Errors
-    /// It did not within `limit`, or it counted an error: with its state.
+    /// It did not within `limit`, or it counted an error: with its state; [`OutOfStep`] if the error is the emulator's.
     pub fn wait_progress(&self, steps: usize, limit: Duration) -> Result<Counters> {
         let (steps, limit) = (self.guest.scale(steps), limit * self.guest.patience());
         let (from, before) = (self.console.steps(), self.counters());
@@ -167,13 +169,14 @@ impl Vm {
         })
         .with_context(|| format!("VM {} on {}, after {:?}", self.name, self.node.name(), self.counters()))?;
         let counters = self.counters();
-        ensure!(
-            counters.clean(),
-            "the guest of VM {} counted {counters:?}; its QEMU on {}: {}",
-            self.name,
-            self.node.name(),
-            self.block_errors()
-        );
+        if !counters.clean() {
+            return Err(self.mishap(format!(
+                "the guest of VM {} counted {counters:?}; its QEMU on {}: {}",
+                self.name,
+                self.node.name(),
+                self.block_errors()
+            )));
+        }
         Ok(counters)
     }
 
