@@ -39,7 +39,12 @@ fn meant(p: &wire::PartResponse) -> String {
 
 fn ended(how: How, p: &wire::PartResponse) -> String {
     match how {
-        How::Release => format!("{} is released: its label is erased, and it is off the record", meant(p)),
+        How::Release => {
+            format!(
+                "{} is off the record, and its label erased, unless its device has gone meanwhile",
+                meant(p)
+            )
+        }
         How::Forget if p.node.is_empty() => {
             format!("{} is forgotten. Should its device turn up again, it is left alone", meant(p))
         }
@@ -108,7 +113,7 @@ mod tests {
     fn what_has_left_says_what_becomes_of_it() {
         let disk = wire::PartResponse { disk: "d".into(), ..wire::PartResponse::default() };
         let node = wire::PartResponse { node: "n1".into(), ..wire::PartResponse::default() };
-        assert!(ended(How::Release, &disk).starts_with("disk d is released"));
+        assert!(ended(How::Release, &disk).starts_with("disk d is off the record"));
         assert!(ended(How::Forget, &disk).contains("left alone"));
         assert!(ended(How::Forget, &node).contains("once it has been booted"));
         let some = wire::PartResponse { disks_left: 1, volumes_left: 2, ..node };

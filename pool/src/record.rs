@@ -290,9 +290,10 @@ pub struct NodeRecord {
 }
 
 impl NodeRecord {
-    /// Whether a node that says that this is its boot may still have what it was forgotten with.
+    /// Whether a node that says that this is its boot may still have what it was forgotten with: it is the same one, or nobody
+    /// knows.
     pub fn is_barred(&self, boot_id: &str) -> bool {
-        self.forgotten && self.boot_id == boot_id
+        self.forgotten && (self.boot_id.is_empty() || self.boot_id == boot_id)
     }
 }
 
@@ -330,12 +331,11 @@ pub enum Record {
 }
 
 impl Record {
-    /// Whether nodes may be told anything because of it as it stands.
+    /// Whether nodes may be told anything because of it as it stands, or may be told no more.
     pub fn has_goals(&self) -> bool {
         match self {
             Record::Volume(v) => !v.access.is_idle() || !v.retired.is_empty() || v.moving.is_some(),
-            Record::Disk(_) => true,
-            Record::Node(_) => false,
+            Record::Disk(_) | Record::Node(_) => true,
         }
     }
 

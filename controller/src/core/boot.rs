@@ -128,6 +128,11 @@ impl Engine {
             added.map_err(|source| StartError::Records { what: format!("disk {id}"), source })?;
             s.indexed = true;
         }
+        // Of the others it is found out when their lease runs out.
+        let forgotten = self.nodes.iter().filter(|(_, n)| n.is_forgotten()).map(|(name, _)| name.clone());
+        for n in forgotten.collect::<Vec<_>>() {
+            self.refresh_disks(&n);
+        }
         for (id, v) in &self.volumes {
             let adopted = self.pool.adopt(*id, &v.record.map);
             adopted.map_err(|source| StartError::Records { what: format!("volume {id}"), source })?;
@@ -164,16 +169,17 @@ impl Engine {
     /// Looks at everything once: what was under way when the last controller ended goes on.
     pub(super) fn resume(&mut self) {
         self.began_ms = self.now.unix_ms;
-        let disks: Vec<_> = self.disks.keys().copied().collect();
-        for d in disks {
-            self.advance_disk(d);
-        }
         let active = |(id, v): (&VolumeId, &Volume)| {
             (v.is_active() || v.record.lifecycle == Lifecycle::Deleting).then_some(*id)
         };
         let volumes: Vec<_> = self.volumes.iter().filter_map(active).collect();
         for v in volumes {
             self.advance(v);
+        }
+        // After the volumes: what these name is not known before.
+        let disks: Vec<_> = self.disks.keys().copied().collect();
+        for d in disks {
+            self.advance_disk(d);
         }
         self.wake_mover();
     }

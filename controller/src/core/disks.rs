@@ -38,6 +38,8 @@ pub(super) struct DiskSlot {
     told: Option<NodeName>,
     /// What a person wants of it, until that is on record.
     wish: Option<Wish>,
+    /// It leaves, and nobody waits any more for its label to be erased.
+    pub(super) abandoned: bool,
 }
 
 /// What a person may want of a disk.
@@ -76,7 +78,14 @@ impl DiskSlot {
             indexed: false,
             told: None,
             wish: None,
+            abandoned: false,
         }
+    }
+
+    /// Whether it leaves the pool, on record or in the write that is under way.
+    fn is_leaving(&self) -> bool {
+        let next = self.pending.as_ref().map(|p| p.0.as_ref().map(|r| r.disk.state));
+        self.record.disk.state == DiskState::Released || next == Some(Some(DiskState::Released))
     }
 
     /// Whether what a person wants of it is not on record yet.
@@ -328,8 +337,9 @@ impl Engine {
     /// Takes note of what a person wants of a disk.
     pub(super) fn wish(&mut self, id: DiskId, wish: Wish) {
         if let Some(s) = self.disks.get_mut(&id) {
-            // A write that is under way may be about to make it otherwise.
-            s.wish = Some(wish).filter(|_| s.pending.is_some() || !s.is_as_wished(wish));
+            // A write that is under way may be about to make it otherwise; what leaves stays gone.
+            let open = !s.is_leaving() && (s.pending.is_some() || !s.is_as_wished(wish));
+            s.wish = Some(wish).filter(|_| open);
         }
     }
 
@@ -344,6 +354,7 @@ impl Engine {
         {
             // It came back, say: whoever wanted it away has to want it again.
             s.wish = None;
+            self.answer_drains();
         }
         let Some(s) = self.disks.get(&id) else { return };
         if s.pending.is_none()
@@ -358,15 +369,15 @@ impl Engine {
     fn plan_disk(&mut self, id: DiskId) -> Option<(Option<DiskRecord>, Cause)> {
         let wipe = self.draw_wipe();
         let s = self.disks.get(&id)?;
+        if s.record.disk.state == DiskState::Released {
+            return self.is_over(s).then_some((None, Cause::Disk));
+        }
         let mut next = s.record.clone();
         if let Some((node, device_id, path)) = s.moved.clone() {
             next.disk.domain = self.nodes.get(&node).map(|n| n.domain()).unwrap_or_default();
             (next.disk.node, next.device_id, next.path) = (node, device_id, path);
             next.epoch = next.epoch.next();
             return Some((Some(next), Cause::Disk));
-        }
-        if s.record.disk.state == DiskState::Released {
-            return self.is_over(s).then_some((None, Cause::Disk));
         }
         if let Some(state) = self.leaving(s) {
             (next.disk.state, next.fresh) = (state, None);
@@ -442,6 +453,7 @@ impl Engine {
         let Some(s) = self.disks.get_mut(&id) else { return };
         let expected = s.version;
         s.pending = Some(Box::new((next.clone(), cause)));
+        self.reoffer(id);
         let record = next.map(|r| Record::Disk(Box::new(r)));
         self.write(Write { key: Key::Disk(id), cause, expected, record });
     }
@@ -457,6 +469,7 @@ impl Engine {
                     self.disks.remove(&id);
                 } else {
                     self.arm(self.now.mono + std::time::Duration::from_secs(1), Timer::Disk(id));
+                    self.reoffer(id);
                 }
                 return;
             }
@@ -464,6 +477,7 @@ impl Engine {
         s.version = version;
         let Some(next) = pending.0 else {
             self.drop_disk(id);
+            self.answer_drains();
             return;
         };
         let old = std::mem::replace(&mut s.record, next);
@@ -472,7 +486,7 @@ impl Engine {
             tracing::info!(disk = %id, from = %old.disk.node, to = %s.record.disk.node, "disk moved");
         }
         let moved = old.disk.node != s.record.disk.node;
-        s.wish = s.wish.filter(|wish| !s.is_as_wished(*wish));
+        s.wish = s.wish.filter(|wish| !s.is_leaving() && !s.is_as_wished(*wish));
         if old.disk.state != s.record.disk.state {
             tracing::info!(disk = %id, from = %old.disk.state, to = %s.record.disk.state, "disk changed state");
         }
@@ -480,9 +494,27 @@ impl Engine {
         self.wake_mover();
         self.answer_drains();
         if moved {
-            self.rehost(id);
+            self.rehost(id, &old.disk.node);
+        }
+        if old.disk.state != DiskState::Released && self.is_out(id) {
+            // What they still have to do with it is over.
+            for v in self.volumes_naming(id).collect::<Vec<_>>() {
+                self.advance(v);
+            }
         }
         self.advance_disk(id);
+    }
+
+    /// Has the index see a disk as it is to be offered now.
+    fn reoffer(&mut self, id: DiskId) {
+        let Some(d) = self.disks.get(&id).filter(|s| s.indexed).map(|s| self.offered(&s.record.disk)) else {
+            return;
+        };
+        if self.pool.disk(id) != Some(&d)
+            && let Err(e) = self.pool.update_disk(d)
+        {
+            tracing::error!(disk = %id, error = %e, "the index refused what changed about the disk");
+        }
     }
 
     /// Brings the index up to a disk's new record.
@@ -527,10 +559,10 @@ impl Engine {
         tracing::info!(disk = %id, k8s_node = %node, "disk is off the record");
     }
 
-    /// The disk as the index is to see it: nothing new goes to a node that is not heard of.
+    /// The disk as the index is to see it: nothing new goes to a node that is not heard of, nor to a disk that is about to leave.
     fn offered(&self, disk: &Disk) -> Disk {
         let mut disk = disk.clone();
-        if !self.alive(&disk.node) {
+        if !self.alive(&disk.node) || self.disks.get(&disk.id).is_some_and(DiskSlot::is_leaving) {
             disk.state = disk.state.after(DiskEvent::Lost).unwrap_or(disk.state);
         }
         disk
@@ -542,21 +574,18 @@ impl Engine {
         let mut changed = Vec::new();
         for s in self.disks.values_mut().filter(|s| s.record.disk.node == *name) {
             s.record.disk.domain = domain.clone();
-            changed.extend(s.indexed.then(|| s.record.disk.clone()));
+            changed.push(s.record.disk.id);
         }
         for d in changed {
-            let (id, d) = (d.id, self.offered(&d));
-            if self.pool.disk(id) != Some(&d)
-                && let Err(e) = self.pool.update_disk(d)
-            {
-                tracing::error!(disk = %id, error = %e, "the index refused what changed about the disk");
-            }
+            self.reoffer(d);
         }
     }
 
-    /// Tells the nodes of every volume on the disk where it is now.
-    fn rehost(&mut self, id: DiskId) {
-        let volumes: BTreeSet<VolumeId> = self.pool.owners(id).map(|(v, _)| v).collect();
+    /// Tells the nodes of every volume that has to do with the disk where it is now; it was on `before`.
+    fn rehost(&mut self, id: DiskId, before: &NodeName) {
+        let names = |v: &VolumeId| self.volumes.get(v).is_some_and(|v| v.record.disks().contains(&id));
+        let there = self.nodes.get(before).into_iter().flat_map(|n| n.volumes.iter().copied()).filter(names);
+        let volumes: BTreeSet<VolumeId> = self.pool.owners(id).map(|(v, _)| v).chain(there).collect();
         for v in volumes {
             self.advance(v);
         }

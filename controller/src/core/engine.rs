@@ -161,7 +161,7 @@ impl Engine {
                 Some((_, Timer::Lease(n))) => self.check_lease(&n),
                 Some((_, Timer::Volume(v))) => self.advance(v),
                 Some((_, Timer::Disk(d))) => self.advance_disk(d),
-                Some((_, Timer::Node(n))) => self.write_node(&n),
+                Some((_, Timer::Node(n))) => self.rewrite_node(&n),
                 Some((_, Timer::Mover)) => self.on_mover(),
                 None => break,
             }

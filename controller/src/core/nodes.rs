@@ -22,6 +22,15 @@ use super::{
 };
 use crate::{fault::Cause, store::Version};
 
+/// Whether a node is forgotten by the stored word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tombstone {
+    Absent,
+    /// A write of it has begun, and may have been carried out.
+    Begun,
+    Stands,
+}
+
 /// A node in the core's memory.
 pub(super) struct Node {
     /// The newest word on it; `None` for a node that others' records name and that has never reported.
@@ -30,8 +39,10 @@ pub(super) struct Node {
     version: Option<Version>,
     /// The word that is being written.
     writing: Option<NodeRecord>,
-    /// The stored word may be that it is forgotten.
-    tombstone: bool,
+    /// Whether the stored word is that it is forgotten.
+    tombstone: Tombstone,
+    /// A write is to be tried again.
+    again: bool,
     /// When it last said something.
     pub(super) last: Duration,
     /// Whether its lease runs.
@@ -55,7 +66,8 @@ impl Node {
             record: None,
             version: None,
             writing: None,
-            tombstone: false,
+            tombstone: Tombstone::Absent,
+            again: false,
             last,
             alive: true,
             session: None,
@@ -128,7 +140,7 @@ impl Node {
 
     /// The same, on record.
     pub(super) fn is_forgotten_for_good(&self) -> bool {
-        self.is_forgotten() && self.tombstone && self.writing.is_none()
+        self.is_forgotten() && self.tombstone == Tombstone::Stands
     }
 
     /// Whether it has ever reported, and is not forgotten: one of those that people are told of.
@@ -155,7 +167,9 @@ impl Engine {
     pub(super) fn load_node(&mut self, record: NodeRecord, version: Version) {
         let n = self.node_mut(&record.name.clone());
         // Nothing is waited for of one that is forgotten.
-        (n.alive, n.tombstone) = (!record.forgotten, record.forgotten);
+        if record.forgotten {
+            (n.alive, n.tombstone) = (false, Tombstone::Stands);
+        }
         n.record = Some(record);
         n.version = Some(version);
     }
@@ -169,6 +183,7 @@ impl Engine {
         let known = self.nodes.get(&name).and_then(|n| n.record.as_ref());
         if known.is_some_and(|r| r.is_barred(&hello.boot_id)) {
             tracing::warn!(k8s_node = %name, "a node that is forgotten speaks up and was not booted since: refused");
+            self.note_boot(&name, hello.boot_id);
             return Err(OpenError::Forgotten { node: name });
         }
         let rebooted = known.is_some_and(|r| !r.boot_id.is_empty() && r.boot_id != hello.boot_id);
@@ -185,7 +200,7 @@ impl Engine {
             forgotten: false,
         };
         let n = self.node_mut(&name);
-        if n.tombstone {
+        if n.tombstone != Tombstone::Absent {
             // Until the store knows, a successor of this controller would confirm in its place what it has not done.
             n.record = Some(record);
             self.write_node(&name);
@@ -273,7 +288,9 @@ impl Engine {
     pub(super) fn write_node(&mut self, name: &NodeName) {
         let Some(n) = self.nodes.get_mut(name).filter(|n| n.writing.is_none()) else { return };
         n.writing = n.record.clone();
-        n.tombstone |= n.is_forgotten();
+        if n.is_forgotten() && n.tombstone == Tombstone::Absent {
+            n.tombstone = Tombstone::Begun;
+        }
         let expected = n.version;
         let record = n.record.clone().map(|r| Record::Node(Box::new(r)));
         self.write(Write { key: Key::Node(name.clone()), cause: Cause::Node, expected, record });
@@ -285,21 +302,38 @@ impl Engine {
         match result {
             Ok(version) => {
                 n.version = version;
-                n.tombstone = written.as_ref().is_some_and(|r| r.forgotten);
+                let forgotten = written.as_ref().is_some_and(|r| r.forgotten);
+                n.tombstone = if forgotten { Tombstone::Stands } else { Tombstone::Absent };
                 if written != n.record {
                     self.write_node(name);
                 } else if n.is_forgotten() {
                     self.settle_forgotten(name);
                 }
             }
-            // The node's next session tries again; until then memory knows better than the store. Not so of one that is
-            // forgotten, or no longer: it gets no session before that is on record.
+            // Until then memory knows better than the store.
             Err(why) => {
-                tracing::warn!(k8s_node = %name, why, "the node's record was not written");
-                if n.tombstone {
+                tracing::warn!(k8s_node = %name, why, "the node's record was not written; will retry");
+                if !std::mem::replace(&mut n.again, true) {
                     self.arm(self.now.mono + RETRY, Timer::Node(name.clone()));
                 }
             }
+        }
+    }
+
+    /// Tries a write again.
+    pub(super) fn rewrite_node(&mut self, name: &NodeName) {
+        if let Some(n) = self.nodes.get_mut(name) {
+            n.again = false;
+            self.write_node(name);
+        }
+    }
+
+    /// Takes note of the boot of a forgotten node that never said one: the next one is another.
+    fn note_boot(&mut self, name: &NodeName, boot_id: String) {
+        let record = self.nodes.get_mut(name).and_then(|n| n.record.as_mut());
+        if let Some(r) = record.filter(|r| r.boot_id.is_empty()) {
+            r.boot_id = boot_id;
+            self.write_node(name);
         }
     }
 

@@ -69,6 +69,10 @@ impl Engine {
             return Err(ApiError::Precondition(format!("disk {id} of node {}: {why}", s.record.disk.node)));
         }
         self.lies_nothing_on(&format!("disk {id}"), &[id])?;
+        if let Some(s) = self.disks.get_mut(&id) {
+            // One that was to be released, and cannot be.
+            s.abandoned = s.record.disk.state == DiskState::Released;
+        }
         Ok(self.wish_away(id, Wish::Forget))
     }
 
@@ -206,10 +210,11 @@ impl Engine {
     /// Whether a released disk's record can go: no volume's names it, and its label is erased, or nobody can erase it.
     pub(super) fn is_over(&self, s: &DiskSlot) -> bool {
         let d = &s.record.disk;
-        let erased = match s.seen.as_ref().and_then(|seen| seen.condition) {
-            Some(Condition::Released | Condition::Missing) => true,
-            Some(Condition::Serving | Condition::Failed) | None => !self.alive(&d.node),
-        };
+        let erased = s.abandoned
+            || match s.seen.as_ref().and_then(|seen| seen.condition) {
+                Some(Condition::Released | Condition::Missing) => true,
+                Some(Condition::Serving | Condition::Failed) | None => !self.alive(&d.node),
+            };
         erased && self.volumes_naming(d.id).next().is_none()
     }
 

@@ -12,6 +12,7 @@ use pool::{
 
 use super::{
     engine::{Engine, Timer},
+    nodes::Node,
     volume::{After, Pending, Queued, Request, Volume, Waiter, Want, answer},
 };
 use crate::{api::ApiError, fault::Cause};
@@ -233,6 +234,11 @@ impl Engine {
         let Some(v) = self.volumes.get(&id) else { return Verdict::Done };
         if v.record.lifecycle == Lifecycle::Deleting {
             q.request.fail(ApiError::NoVolume(format!("{id} (it is being deleted)")));
+            return Verdict::Done;
+        }
+        // Forgotten while it waited.
+        if !self.nodes.get(&node).is_some_and(Node::is_known) {
+            q.request.fail(ApiError::NoNode(node.to_string()));
             return Verdict::Done;
         }
         if let Some(stranger) = arrival.stranger(&v.record.access.users()) {

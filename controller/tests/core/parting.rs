@@ -1,6 +1,6 @@
 //! What leaves: nodes and disks that never come back, and disks that are released.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use controller::{
     api::{Api, ApiError, Target},
@@ -34,20 +34,25 @@ async fn gone(rig: &Rig, target: &Target, forget: bool) {
     .await;
 }
 
-/// The same core, started again with another configuration.
-async fn again(rig: Rig, config: CoreConfig, store: Arc<Memory>) -> Rig {
+/// The same core, started again with another configuration; these nodes find it.
+async fn again(rig: Rig, config: CoreConfig, store: Arc<Memory>, connect: &[usize]) -> Rig {
     let (world, nodes) = (rig.world.clone(), rig.nodes.clone());
     rig.end().await;
     let (core, task) = start(config, store).await;
-    for n in &nodes {
-        n.connect(&core).await;
+    for n in connect {
+        nodes[*n].connect(&core).await;
     }
     Rig::of(world, core, nodes, task)
 }
 
+/// Nothing goes on because a request has waited for long enough.
+fn patient() -> CoreConfig {
+    CoreConfig { request_deadline: Duration::from_secs(60), ..quick() }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn only_a_dead_node_on_which_nothing_lies_that_is_wanted_is_forgotten() {
-    let rig = Rig::new(&[10, 10]).await;
+    let rig = Rig::over(patient(), Arc::new(Memory::default()), &[10, 10]).await;
     let n1 = Target::Node(rig.name(0));
     let v = rig.create("v", 4, Some("n1")).await;
     let alive = why(rig.core.part(n1.clone(), true).await);
@@ -58,6 +63,10 @@ async fn only_a_dead_node_on_which_nothing_lies_that_is_wanted_is_forgotten() {
     assert!(wanted.contains("parts of 1 volumes") && wanted.contains(": v."), "{wanted}");
     assert!(rig.core.survey().await.nodes.iter().any(|n| n.node == rig.name(0)), "nothing was changed");
     rig.core.delete_volume(v.id).await.unwrap();
+    until("what lay there is to be wiped", || async {
+        rig.row(v.id).await.is_some_and(|r| r.segments.is_empty()).then_some(())
+    })
+    .await;
     gone(&rig, &n1, true).await;
     gone(&rig, &n1, true).await;
     let s = rig.core.survey().await;
@@ -135,8 +144,14 @@ async fn what_is_left_of_a_forgotten_node_goes_when_others_can_say_so() {
         until("it is on record", || async { rig.row(v.id).await.filter(|r| r.leaving == [rig.name(0)]) })
             .await;
     assert!(row.deleting);
-    // It stands through another reign.
-    let rig = again(rig, quick(), store).await;
+    // It stands through another reign, in which nothing new is put there.
+    let rig = again(rig, patient(), store, &[3 - at]).await;
+    let w = rig.create("w", 3, Some("n1")).await;
+    let lost: Vec<_> = rig.core.survey().await.disks.into_iter().filter(|d| d.node == rig.name(0)).collect();
+    let row = rig.row(w.id).await.unwrap();
+    assert!(lost.len() == 1 && row.segments.iter().all(|s| s.2 != lost[0].disk), "{row:?} {lost:?}");
+    rig.core.delete_volume(w.id).await.unwrap();
+    rig.nodes[at].connect(&rig.core).await;
     assert_eq!(rig.nodes[0].try_connect(&rig.core).await, Err(OpenError::Forgotten { node: rig.name(0) }));
     rig.free(20).await;
     gone(&rig, &n1, true).await;
@@ -146,7 +161,7 @@ async fn what_is_left_of_a_forgotten_node_goes_when_others_can_say_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_is_lost_is_forgotten_once_nothing_on_it_is_wanted() {
-    let rig = Rig::new(&[10, 10]).await;
+    let rig = Rig::over(patient(), Arc::new(Memory::default()), &[10, 10]).await;
     let v = rig.create("v", 4, Some("n1")).await;
     let disk = {
         let disks = rig.core.survey().await.disks;
@@ -212,7 +227,7 @@ async fn an_empty_disk_that_no_pool_selects_is_released_and_its_label_erased() {
     let mut config = quick();
     config.pools[0].devices =
         vec![DeviceSelector { paths: vec!["/dev/n2*".into()], ..DeviceSelector::default() }];
-    let rig = again(rig, config, store).await;
+    let rig = again(rig, config, store, &[0, 1]).await;
     until("its node shows it", || async {
         match rig.core.part(target.clone(), false).await {
             Ok(_) | Err(ApiError::NoDisk(_)) => Some(()),

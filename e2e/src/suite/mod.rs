@@ -54,11 +54,12 @@ pub enum When {
 }
 
 /// What takes long, or shows in parts what others show as a whole: the most telling first.
-pub(crate) const IF_TIME: [&str; 13] = [
+pub(crate) const IF_TIME: [&str; 14] = [
     "kube/sanity",
     "kube/store",
     "kube/chart",
     "kube/node-killed",
+    "kube/kubevirt",
     "kube/access",
     "kube/expand",
     "kube/leader-killed",
@@ -69,9 +70,8 @@ pub(crate) const IF_TIME: [&str; 13] = [
     "kube/outage",
     "kube/attach",
 ];
-/// What takes longer than anybody waits for a check, or fails now and then for what is not Weir's: docs/kubernetes-lab.md says
-/// how the guest of kube/kubevirt does.
-pub(crate) const BY_NAME: [&str; 4] = ["moves/drain-vm", "moves/spill-home", "kube/kubevirt", "kube/scale"];
+/// What takes longer than anybody waits for a check.
+pub(crate) const BY_NAME: [&str; 3] = ["moves/drain-vm", "moves/spill-home", "kube/scale"];
 
 /// When the test of this name runs.
 pub fn when(name: &str) -> When {
