@@ -429,6 +429,7 @@ fn faults(o: &Objects, given: &[(&str, &str)]) -> Vec<String> {
     services(o, &mut out);
     monitors(o, &mut out);
     policies(o, &mut out);
+    alerts(o, &mut out);
     let mut there: BTreeSet<(&str, &str)> = given.iter().copied().collect();
     for v in &o.0 {
         if let (Some(kind), Some(name)) = (v["kind"].as_str(), v["metadata"]["name"].as_str()) {
@@ -457,6 +458,34 @@ fn twice(o: &Objects) -> Vec<String> {
     all.filter(|n| n.contains("null") || !seen.insert(n.clone()))
         .map(|n| format!("{n}: incomplete, or twice"))
         .collect()
+}
+
+/// Alerts ask for metrics and labels' values that docs/metrics.md knows.
+fn alerts(o: &Objects, out: &mut Vec<String>) {
+    let known = include_str!("../../docs/metrics.md");
+    let rules =
+        o.of("PrometheusRule").flat_map(|r| items(&r["spec"]["groups"])).flat_map(|g| items(&g["rules"]));
+    for rule in rules {
+        let (alert, expr) = (&rule["alert"], rule["expr"].as_str().unwrap_or_default());
+        let names =
+            expr.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|w| w.starts_with("weir_"));
+        let mut rows = Vec::new();
+        for name in names {
+            match known.lines().find(|l| l.starts_with(&format!("| `{name}`"))) {
+                Some(row) => rows.push(row),
+                None => out.push(format!("alert {alert}: no metric is named {name}")),
+            }
+        }
+        if rows.is_empty() {
+            out.push(format!("alert {alert}: asks for nothing of Weir's"));
+        }
+        // Every second part of what quotes divide.
+        for value in expr.split('"').skip(1).step_by(2) {
+            if !rows.iter().any(|r| r.contains(&format!("`{value}`"))) {
+                out.push(format!("alert {alert}: nothing has the value {value}"));
+            }
+        }
+    }
 }
 
 /// A Service leads to ports of pods.
@@ -637,6 +666,15 @@ spec: {selector: {matchLabels: {app: x}}, endpoints: [{port: web}]}";
             (
                 "{kind: Pod, apiVersion: v1, metadata: {name: p}, spec: {containers: [{volumeMounts: [{name: w}]}]}}",
                 "no volume is named w",
+            ),
+            (
+                "{kind: PrometheusRule, apiVersion: m, metadata: {name: r}, spec: {groups: [{rules: [{alert: A, expr: weir_gone > 0}]}]}}",
+                "no metric is named weir_gone",
+            ),
+            (
+                "{kind: PrometheusRule, apiVersion: m, metadata: {name: r}, spec: {groups: [{rules: \
+                 [{alert: A, expr: 'weir_nodes{state=\"gone\"} > 0'}]}]}}",
+                "nothing has the value gone",
             ),
             (
                 "{kind: RoleBinding, apiVersion: r, metadata: {name: b}, roleRef: {kind: Role, name: r}}",

@@ -20,6 +20,8 @@ pub enum DmRole {
     WriteLeg(VolumeId),
     /// Bio-based multipath above one imported slice.
     Leg(VolumeId, DiskId),
+    /// The slice of a disk of the consumer's own, laid out as a lender's is: the path of a leg whose disk has come here.
+    Near(VolumeId, DiskId),
     /// The mirror through which a volume's consumer fills a spare.
     Mirror(VolumeId),
     /// A lender's slice for one consumer; the tag is [`consumer_tag`].
@@ -38,6 +40,7 @@ impl DmRole {
             | DmRole::WriteLeg(v)
             | DmRole::Mirror(v)
             | DmRole::Leg(v, _)
+            | DmRole::Near(v, _)
             | DmRole::Slice(v, _, _) => *v,
         }
     }
@@ -50,6 +53,7 @@ impl DmRole {
             DmRole::WriteLeg(v) => format!("weir-{v}-wr"),
             DmRole::Mirror(v) => format!("weir-{v}-mirror"),
             DmRole::Leg(v, d) => format!("weir-{v}-leg-{d}"),
+            DmRole::Near(v, d) => format!("weir-{v}-near-{d}"),
             DmRole::Slice(v, d, c) => format!("weir-{}-slice-{}-{c:016x}", v.simple(), d.simple()),
         }
     }
@@ -62,6 +66,7 @@ impl DmRole {
             DmRole::WriteLeg(v) => format!("{DM_UUID_PREFIX}wr-{}", v.simple()),
             DmRole::Mirror(v) => format!("{DM_UUID_PREFIX}mirror-{}", v.simple()),
             DmRole::Leg(v, d) => format!("{DM_UUID_PREFIX}leg-{}-{}", v.simple(), d.simple()),
+            DmRole::Near(v, d) => format!("{DM_UUID_PREFIX}near-{}-{}", v.simple(), d.simple()),
             DmRole::Slice(v, d, c) => format!("{DM_UUID_PREFIX}slice-{}-{}-{c:016x}", v.simple(), d.simple()),
         }
     }
@@ -77,6 +82,7 @@ impl DmRole {
             "wr" => DmRole::WriteLeg(volume),
             "mirror" => DmRole::Mirror(volume),
             "leg" => DmRole::Leg(volume, parts.next()?.parse().ok()?),
+            "near" => DmRole::Near(volume, parts.next()?.parse().ok()?),
             "slice" => {
                 let disk = parts.next()?.parse().ok()?;
                 DmRole::Slice(volume, disk, u64::from_str_radix(parts.next()?, 16).ok()?)
@@ -180,6 +186,7 @@ mod tests {
             DmRole::WriteLeg(v),
             DmRole::Mirror(v),
             DmRole::Leg(v, d),
+            DmRole::Near(v, d),
             DmRole::Slice(v, d, u64::MAX),
         ]
     }

@@ -17,6 +17,7 @@ use pool::{
 use super::{
     config::{DeviceSelector, FreshDisks, NodeSelector, PoolSpec},
     engine::{Engine, Timer, Write},
+    nodes::Node,
     seen::{Condition, Content, Device, DiskSeen, WipeSeen},
     told::{DiskRole, Goal, GoalKey},
 };
@@ -154,11 +155,8 @@ impl Engine {
         let devices: Vec<_> = n.devices.iter().map(|(id, d)| (id.clone(), d.clone())).collect();
         let mut unclaimed = std::collections::BTreeMap::new();
         let mut todo = BTreeSet::new();
-        let elsewhere = |d: &Device| match &d.content {
-            Content::Weir { disk, .. } => self.disks.get(disk).is_some_and(|s| s.record.disk.node != *name),
-            Content::Blank | Content::Foreign | Content::Busy | Content::Unreadable => false,
-        };
-        if devices.iter().any(|(_, d)| elsewhere(d)) {
+        let elsewhere = |disk: DiskId| self.disks.get(&disk).is_some_and(|s| s.record.disk.node != *name);
+        if devices.iter().filter_map(|(_, d)| d.labelled()).any(elsewhere) {
             self.contested.insert(name.clone());
         } else {
             self.contested.remove(name);
@@ -185,7 +183,16 @@ impl Engine {
         todo
     }
 
-    /// Looks again at the nodes that show disks of others, now that `name` has said what it has, or is dead.
+    /// Whether a living node other than the one on record shows the disk: carried there, it is not lost with its node.
+    pub(super) fn is_shown_elsewhere(&self, id: DiskId) -> bool {
+        let other = |n: &&NodeName| self.disks.get(&id).is_some_and(|s| s.record.disk.node != **n);
+        let shows = |n: &NodeName| {
+            self.alive(n) && self.nodes.get(n).is_some_and(|n| n.has_reported() && n.shows(id))
+        };
+        self.contested.iter().filter(other).any(shows)
+    }
+
+    /// Looks again at the nodes that show disks of others, now that `name` has said what it has, is dead, or forgotten.
     pub(super) fn settle_contested(&mut self, name: &NodeName) {
         let others: Vec<NodeName> = self.contested.iter().filter(|n| *n != name).cloned().collect();
         for n in others {
@@ -287,19 +294,27 @@ impl Engine {
         if on == *name {
             return Ok(disk);
         }
-        if slot.record.disk.state == DiskState::Released {
+        let state = slot.record.disk.state;
+        if state == DiskState::Released {
             return Err(format!("is labelled as disk {disk} of node {on}, which leaves the pool"));
         }
-        let there = self.nodes.get(&on).is_some_and(|n| {
-            let same = |d: &Device| matches!(&d.content, Content::Weir { disk: x, .. } if *x == disk);
-            n.devices.values().any(same)
-        });
-        if there {
+        let (alive, node) = (self.alive(&on), self.nodes.get(&on));
+        let gone = node.is_some_and(Node::is_forgotten_for_good)
+            || !alive && matches!(state, DiskState::Missing { .. });
+        let shown = node.is_some_and(|n| n.shows(disk));
+        if alive && shown {
             return Err(format!("is labelled as disk {disk}, which node {on} has as well: neither is moved"));
         }
-        if self.alive(&on) && self.nodes.get(&on).is_none_or(|n| !n.has_reported()) {
+        if alive && node.is_none_or(|n| !n.has_reported()) {
             return Err(format!(
                 "is labelled as disk {disk} of node {on}, which has not said yet whether it has it"
+            ));
+        }
+        // Two nodes may reach one device: that its node is silent does not say that it has let go of it.
+        if !alive && !gone {
+            return Err(format!(
+                "is labelled as disk {disk} of node {on}, which is dead: if it was carried here from there and {on} is off for good, \
+                 `weir forget {on}` has it taken here with all that lies on it"
             ));
         }
         if let Some(s) = self.disks.get_mut(&disk) {

@@ -121,6 +121,11 @@ impl Node {
         self.session.is_some() && !self.reported
     }
 
+    /// Whether a device of it carries the label of this disk, by its newest word.
+    pub(super) fn shows(&self, disk: DiskId) -> bool {
+        self.devices.values().any(|d| d.labelled() == Some(disk))
+    }
+
     /// Ends its session.
     pub(super) fn close(&mut self, why: Close) {
         if let Some((_, out)) = self.session.take() {

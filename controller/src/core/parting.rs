@@ -51,8 +51,9 @@ impl Engine {
                  disks (weir drain {name}), stop it, and then forget it"
             )));
         }
-        let disks: Vec<DiskId> = self.disks_of(name).collect();
-        self.lies_nothing_on(&format!("node {name}"), &disks)?;
+        let disks: Vec<DiskId> = self.disks_of(name).filter(|d| !self.is_shown_elsewhere(*d)).collect();
+        let rescue = "Put its disks into another node first, or delete these volumes";
+        self.lies_nothing_on(&format!("node {name}"), &disks, rescue)?;
         let Some(n) = self.nodes.get_mut(name) else { return Err(ApiError::NoNode(name.to_string())) };
         if let Some(r) = &mut n.record {
             r.forgotten = true;
@@ -68,7 +69,11 @@ impl Engine {
         if let Err(why) = self.after(s, Wish::Forget) {
             return Err(ApiError::Precondition(format!("disk {id} of node {}: {why}", s.record.disk.node)));
         }
-        self.lies_nothing_on(&format!("disk {id}"), &[id])?;
+        self.lies_nothing_on(
+            &format!("disk {id}"),
+            &[id],
+            "If it does not come back, delete these volumes first",
+        )?;
         if let Some(s) = self.disks.get_mut(&id) {
             // One that was to be released, and cannot be.
             s.abandoned = s.record.disk.state == DiskState::Released;
@@ -108,8 +113,8 @@ impl Engine {
         Ok(self.wish_away(id, Wish::Release))
     }
 
-    /// Whether nothing lies on these disks that anybody may still want.
-    fn lies_nothing_on(&self, what: &str, disks: &[DiskId]) -> Result<(), ApiError> {
+    /// Whether nothing lies on these disks that anybody may still want; `rescue` is what to do otherwise.
+    fn lies_nothing_on(&self, what: &str, disks: &[DiskId], rescue: &str) -> Result<(), ApiError> {
         let owners = disks.iter().flat_map(|d| self.pool.owners(*d)).map(|(v, _)| v);
         let wanted =
             |v: &VolumeId| self.volumes.get(v).is_none_or(|v| v.record.lifecycle == Lifecycle::Active);
@@ -128,9 +133,9 @@ impl Engine {
         let named: Vec<String> = all.iter().take(NAMED).map(name).collect();
         let more = all.len().saturating_sub(NAMED);
         let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        let volumes = if all.len() == 1 { "a volume".to_owned() } else { format!("{} volumes", all.len()) };
         Err(ApiError::Precondition(format!(
-            "{what} holds parts of {} volumes, which would be lost with it: {}{more}. If it does not come back, delete them first",
-            all.len(),
+            "{what} holds parts of {volumes}, which would be lost with it: {}{more}. {rescue}",
             named.join(", ")
         )))
     }
@@ -166,11 +171,12 @@ impl Engine {
     pub(super) fn settle_forgotten(&mut self, name: &NodeName) {
         self.refresh_disks(name);
         self.advance_all_of(name);
+        // First what was carried away: it stays in the pool.
+        self.settle_contested(name);
         let disks: Vec<DiskId> = self.disks_of(name).collect();
         for d in disks {
             self.advance_disk(d);
         }
-        self.settle_contested(name);
     }
 
     pub(super) fn is_forgotten(&self, name: &NodeName) -> bool {

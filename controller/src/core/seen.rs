@@ -71,6 +71,16 @@ pub struct Device {
     pub findings: Vec<String>,
 }
 
+impl Device {
+    /// The disk that its label names.
+    pub(super) fn labelled(&self) -> Option<DiskId> {
+        match self.content {
+            Content::Weir { disk, .. } => Some(disk),
+            Content::Blank | Content::Foreign | Content::Busy | Content::Unreadable => None,
+        }
+    }
+}
+
 /// How a disk is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {

@@ -60,7 +60,7 @@ async fn only_a_dead_node_on_which_nothing_lies_that_is_wanted_is_forgotten() {
     rig.nodes[0].perish().await;
     rig.dead(0).await;
     let wanted = why(rig.core.part(n1.clone(), true).await);
-    assert!(wanted.contains("parts of 1 volumes") && wanted.contains(": v."), "{wanted}");
+    assert!(wanted.contains("parts of a volume") && wanted.contains(": v."), "{wanted}");
     assert!(rig.core.survey().await.nodes.iter().any(|n| n.node == rig.name(0)), "nothing was changed");
     rig.core.delete_volume(v.id).await.unwrap();
     until("what lay there is to be wiped", || async {
@@ -156,6 +156,70 @@ async fn what_is_left_of_a_forgotten_node_goes_when_others_can_say_so() {
     rig.free(20).await;
     gone(&rig, &n1, true).await;
     assert_eq!(rig.row(v.id).await, None);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_of_a_dead_node_are_taken_in_another_once_it_is_forgotten() {
+    let store = Arc::new(Memory::default());
+    let rig = Rig::over(patient(), store.clone(), &[10, 10]).await;
+    let v = rig.create("v", 4, Some("n1")).await;
+    rig.attach(v.id, 0, &RWO).await.unwrap();
+    rig.nodes[0].perish().await;
+    rig.dead(0).await;
+    let n1 = Target::Node(rig.name(0));
+    let lost = why(rig.core.part(n1.clone(), true).await);
+    assert!(lost.contains(": v.") && lost.contains("another node"), "{lost}");
+    let (disk, size) = rig.nodes[0].pull("n1-serial-0");
+    rig.nodes[1].push("carried", disk, size);
+    rig.nodes[1].rescan().await;
+    let at = |rig: &Rig| {
+        let core = rig.core.clone();
+        async move { core.survey().await.disks.into_iter().find(|d| d.disk == disk).map(|d| d.node) }
+    };
+    let told = |rig: &Rig| {
+        let core = rig.core.clone();
+        async move {
+            let s = core.survey().await;
+            s.nodes.iter().flat_map(|n| &n.unclaimed).any(|why| why.contains("weir forget n1")).then_some(())
+        }
+    };
+    until("n2 says what to do", || told(&rig)).await;
+    // Nothing that a controller remembers decides it.
+    let rig = again(rig, patient(), store, &[1]).await;
+    until("n2 says it again", || told(&rig)).await;
+    assert_eq!(at(&rig).await, Some(rig.name(0)));
+    gone(&rig, &n1, true).await;
+    assert_eq!(at(&rig).await, Some(rig.name(1)));
+    rig.attach(v.id, 1, &RWO).await.unwrap();
+    assert_eq!(rig.row(v.id).await.unwrap().holders, [rig.name(1)]);
+    rig.detach(v.id, 1).await.unwrap();
+    rig.core.delete_volume(v.id).await.unwrap();
+    rig.free(20).await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_was_missed_before_its_node_died_is_taken_in_another_at_once() {
+    let rig = Rig::over(patient(), Arc::new(Memory::default()), &[10, 10]).await;
+    let v = rig.create("v", 4, Some("n1")).await;
+    let (disk, size) = rig.nodes[0].pull("n1-serial-0");
+    rig.nodes[0].connect(&rig.core).await;
+    until("it is missed", || async {
+        let s = rig.core.survey().await;
+        s.disks.iter().any(|d| d.disk == disk && d.state.contains("missing")).then_some(())
+    })
+    .await;
+    rig.nodes[0].perish().await;
+    rig.dead(0).await;
+    rig.nodes[1].push("carried", disk, size);
+    rig.nodes[1].rescan().await;
+    until("it serves in n2", || async {
+        let s = rig.core.survey().await;
+        s.disks.iter().any(|d| d.disk == disk && d.node == rig.name(1) && d.state == "serving").then_some(())
+    })
+    .await;
+    rig.attach(v.id, 1, &RWO).await.unwrap();
     rig.end().await;
 }
 

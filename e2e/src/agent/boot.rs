@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 /// What the kernel should have at hand; what a kernel does not have is left out.
-const MODULES: [&str; 30] = [
+const MODULES: [&str; 29] = [
     "virtio_console",
     "virtio_net",
     "virtio_blk",
@@ -33,7 +33,6 @@ const MODULES: [&str; 30] = [
     "dm_mirror",
     "dm_snapshot",
     "dm_thin_pool",
-    "dm_raid",
     "dm_zero",
     "nvmet",
     "nvmet_tcp",

@@ -71,7 +71,10 @@ clusterDNS: [10.96.0.10]
 clusterDomain: cluster.local
 imageGCHighThresholdPercent: 100
 imageGCLowThresholdPercent: 99
-evictionHard: {memory.available: 20Mi, nodefs.available: 0%, imagefs.available: 0%, nodefs.inodesFree: 0%, imagefs.inodesFree: 0%}
+# Nothing is evicted, and nobody is asked every ten seconds whether anything should be.
+evictionHard: {memory.available: 0%, nodefs.available: 0%, imagefs.available: 0%, nodefs.inodesFree: 0%, imagefs.inodesFree: 0%}
+localStorageCapacityIsolation: false
+volumeStatsAggPeriod: -1s
 nodeStatusUpdateFrequency: 5s
 nodeStatusReportFrequency: 60s
 nodeLeaseDurationSeconds: 12
@@ -79,6 +82,8 @@ nodeLeaseDurationSeconds: 12
 runtimeRequestTimeout: 15m
 X
 say files
+# There is memory enough, and hardly a processor.
+export GOGC=400
 containerd --config /etc/containerd/config.toml >>/host/log/containerd.log 2>&1 &
 tries=0
 until ctr version >/dev/null 2>&1; do
@@ -88,7 +93,7 @@ until ctr version >/dev/null 2>&1; do
 done
 say containerd
 @kubelet@ --config=/etc/containerd/kubelet.yaml --kubeconfig=/host/kube/kubelet.kubeconfig \
-    --hostname-override=n@number@ --node-ip=@node_ip@ --root-dir=/var/lib/kubelet --v=2 >>/host/log/kubelet.log 2>&1 &
+    --hostname-override=n@number@ --node-ip=@node_ip@ --root-dir=/var/lib/kubelet --housekeeping-interval=60s --v=2 >>/host/log/kubelet.log 2>&1 &
 @proxy@ --kubeconfig=/host/kube/proxy.kubeconfig --hostname-override=n@number@ --proxy-mode=nftables \
     --cluster-cidr=10.244.0.0/16 --conntrack-max-per-core=0 \
     >>/host/log/kube-proxy.log 2>&1 &

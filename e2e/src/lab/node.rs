@@ -285,6 +285,46 @@ impl Node {
         Qmp::connect(&self.dir().join("qmp.sock")).with_context(|| format!("monitor of node {}", self.name()))
     }
 
+    /// Plugs another node's disk `disk` (from 0) into slot `slot` (0 or 1) of this running one. The other one must be down, and
+    /// stay so until the disk is unplugged.
+    ///
+    /// # Errors
+    /// QEMU's: the node is down, the slot is taken, or the image is in use.
+    pub fn plug(&self, slot: u8, from: &Node, disk: u8) -> Result<()> {
+        let (name, bs) = (qemu::slot(slot), self.shared.config.logical_block_size);
+        let (drive, device) = (format!("{name}-drive"), format!("{name}-disk"));
+        let mut monitor = self.monitor()?;
+        let image = json!({"driver": "file", "filename": from.disk_image(disk), "aio": "threads"});
+        monitor.execute(
+            "blockdev-add",
+            json!({"driver": "raw", "node-name": drive, "discard": "unmap", "detect-zeroes": "unmap", "file": image}),
+        )?;
+        monitor.execute(
+            "device_add",
+            json!({"driver": "virtio-blk-pci", "id": device, "bus": name, "drive": drive,
+                "serial": names::disk_serial(from.number, disk),
+                "logical_block_size": bs, "physical_block_size": bs}),
+        )?;
+        Ok(())
+    }
+
+    /// Takes out what was plugged into a slot, as soon as the node's kernel lets go of it.
+    ///
+    /// # Errors
+    /// QEMU's, or the kernel does not let go.
+    pub fn unplug(&self, slot: u8) -> Result<()> {
+        let name = qemu::slot(slot);
+        let (drive, device) = (format!("{name}-drive"), format!("{name}-disk"));
+        let mut monitor = self.monitor()?;
+        monitor.execute("device_del", json!({"id": device}))?;
+        wait::until(&format!("{device} of node {} to be out", self.name()), BOOT_LIMIT, || {
+            let there = monitor.execute("qom-list", json!({"path": "/machine/peripheral"}))?;
+            let out = there.as_array().is_some_and(|all| all.iter().all(|d| d["name"] != device.as_str()));
+            Ok(out.then_some(()))
+        })?;
+        monitor.execute("blockdev-del", json!({"node-name": drive})).map(drop)
+    }
+
     fn agent(&self) -> Result<Agent> {
         self.up()?;
         Ok(Agent { dir: self.dir() })

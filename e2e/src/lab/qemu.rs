@@ -16,6 +16,14 @@ use std::process::{Command, Stdio};
 const STATE_SIZE: u64 = 8 << 30;
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1 no_timer_check mitigations=off nokaslr random.trust_cpu=on cgroup_no_v1=all";
 
+/// Slots into which disks can be plugged while the node runs.
+const SLOTS: u8 = 2;
+
+/// The bus of such a slot.
+pub(super) fn slot(number: u8) -> String {
+    format!("slot{number}")
+}
+
 /// File name of a pool disk in the node's folder.
 #[must_use]
 pub(super) fn disk_file(disk: u8) -> String {
@@ -132,6 +140,10 @@ fn disks(qemu: &mut Command, config: &Config, number: u8) {
             let bs = config.logical_block_size;
             format!("virtio-blk-pci,drive=d{disk},serial={serial},logical_block_size={bs},physical_block_size={bs}")
         });
+    }
+    // Devices of the machine's own bus cannot be plugged.
+    for n in 0..SLOTS {
+        qemu.arg("-device").arg(format!("pcie-root-port,id={},chassis={}", slot(n), n + 1));
     }
 }
 

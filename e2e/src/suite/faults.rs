@@ -50,6 +50,11 @@ pub(super) const CASES: &[Case] = &[
         run: Run::On(node_forgotten),
     },
     Case {
+        name: "faults/disks-carried",
+        about: "a dead node's disks are put into another: taken there with all that lies on them once it is forgotten, and back",
+        run: Run::On(disks_carried),
+    },
+    Case {
         name: "faults/partitioned-control",
         about: "cut off from the controller I/O goes on; another node takes over behind the lenders' fences",
         run: Run::On(|c| taken_over(c, "cut-control", Link::Control)),
@@ -165,7 +170,7 @@ fn node_forgotten(c: &Cluster) -> Result<()> {
     c.node(3).kill()?;
     let known = v.last_words()?;
     wait_alive(c, 3, false)?;
-    says_no(c, &["forget", "n3"], &["node n3 holds parts of 1 volumes", "forgotten-lost"])?;
+    says_no(c, &["forget", "n3"], &["node n3 holds parts of a volume", "forgotten-lost"])?;
     c.csi().delete(&lost)?;
     let said = ask(c, &["forget", "n3"])?;
     ensure!(said.contains("node n3 is forgotten"), "weir forget says: {said}");
@@ -195,6 +200,71 @@ fn node_forgotten(c: &Cluster) -> Result<()> {
     for disk in 0..c.spec().pool_disks() {
         erase(c.node(3), &c.node(3).disk(disk))?;
     }
+    c.wait_for_disks()
+}
+
+fn disks_carried(c: &Cluster) -> Result<()> {
+    let on_n3 = |name: &str| -> Result<String> {
+        let new =
+            NewVolume { name, bytes: 128 << 20, usage: Use::Block, beside: Some("n3"), parameters: &[] };
+        let id = c.csi().create(&new)?;
+        ensure!(hosts(c, &id)? == [3], "volume {id} lies on {:?}", hosts(c, &id)?);
+        Ok(id)
+    };
+    // One is used there, the other borrowed from there.
+    let (home, lent) = (on_n3("carried-home")?, on_n3("carried-lent")?);
+    let there = Verifier::start(c, 3, "carried-home", &c.node_csi(3)?.attach(&home, Use::Block)?, 95)?;
+    let lent_dev = c.node_csi(1)?.attach(&lent, Use::Block)?;
+    let borrower = Verifier::start(c, 1, "carried-lent", &lent_dev, 96)?;
+    there.wait_writes(128)?;
+    borrower.wait_writes(128)?;
+    c.node(3).kill()?;
+    let known = there.last_words()?;
+    wait_alive(c, 3, false)?;
+    says_no(c, &["forget", "n3"], &["node n3 holds parts of 2 volumes", "carried-home", "carried-lent"])?;
+
+    let disks = c.spec().pool_disks();
+    for disk in 0..disks {
+        c.node(1).plug(disk, c.node(3), disk)?;
+    }
+    let rows = |s: &Value, what: &str| s[what].as_array().cloned().unwrap_or_default();
+    let serving = |s: &Value, node: &str| {
+        rows(s, "disks").iter().filter(|d| d["node"] == node && d["state"] == "serving").count()
+    };
+    c.wait_survey("n1 to say whose disks it has, and what to do", |s| {
+        let n1 = rows(s, "nodes").into_iter().find(|n| n["node"] == "n1").unwrap_or_default();
+        let left_alone = n1["unclaimed"].to_string();
+        left_alone.matches("weir forget n3").count() == usize::from(disks)
+    })?;
+    borrower.wait_stalled(Duration::from_secs(2))?;
+    ask(c, &["forget", "n3"])?;
+    c.wait_survey("the disks to serve in n1", |s| serving(s, "n1") == 2 * usize::from(disks))?;
+    borrower.wait_writes(128)?;
+    let csi = c.node_csi(1)?;
+    retry("n1 to get the volume of the lost node", &NOT_YET, || csi.stage(&home, Use::Block))?;
+    let dev = csi.publish(&home, Use::Block)?;
+    check_slots(&slots(c, 1, &dev)?, &known)?;
+    let here = Verifier::start(c, 1, "carried-on", &dev, 97)?;
+    here.wait_writes(128)?;
+    let known = here.finish()?;
+    borrower.finish()?;
+    csi.detach(&home)?;
+    csi.detach(&lent)?;
+    c.csi().delete(&lent)?;
+    c.wait_survey("the space to be wiped", |s| {
+        rows(s, "disks").iter().all(|d| d["unwiped"].as_u64() == Some(0))
+    })?;
+
+    for disk in 0..disks {
+        c.node(1).unplug(disk)?;
+    }
+    c.revive(3)?;
+    c.wait_survey("the disks to serve in n3 again", |s| serving(s, "n3") == usize::from(disks))?;
+    let csi = c.node_csi(3)?;
+    let dev = retry("n3 to get its volume", &NOT_YET, || csi.attach(&home, Use::Block))?;
+    check_slots(&slots(c, 3, &dev)?, &known)?;
+    csi.detach(&home)?;
+    c.csi().delete(&home)?;
     c.wait_for_disks()
 }
 

@@ -117,7 +117,7 @@ impl Agent {
         let roles = calls.run("read back all devices".into(), move || g.roles()).await??;
         let mut legs: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
         for r in &roles {
-            if let DmRole::Leg(v, d) = r {
+            if let DmRole::Leg(v, d) | DmRole::Near(v, d) = r {
                 legs.entry(*v).or_default().insert(*d);
             }
         }

@@ -12,11 +12,16 @@ use kernel::{
     DevNo,
     dm::{Table, Target as Kt},
 };
-use pool::{ids::DiskId, names::DmRole, units::Sectors};
+use pool::{
+    goals::Role,
+    ids::DiskId,
+    names::DmRole,
+    stack::{self, Row, Target},
+    units::Sectors,
+};
 
 use super::plan::{Input, Seen, lookup, wanted};
 use crate::agent::resolve::resolve;
-use pool::goals::Role;
 
 /// One act on a leg.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,11 +62,14 @@ pub fn plan_legs(i: &Input, seen: &Seen, paths: &Paths, reinstate: bool) -> Vec<
             _ => None,
         })
         .collect();
-    // A spare that is given up while its host is away: the mirror above waits for what its leg queues.
-    let unused = |a: &LegAct| i.goal.builds() && !lengths.keys().any(|d| a.is_about(*d));
+    // A spare that is given up while its host is away: the mirror above waits for what its leg queues. What is queued for
+    // a disk that the map has goes on in the end.
+    let used = i.goal.map.as_ref().map(|m| m.map.used_disks()).unwrap_or_default();
+    let unused = |a: &LegAct| i.goal.builds() && !used.iter().any(|d| a.is_about(*d));
     let given_up: Vec<LegAct> = queued.filter(unused).collect();
     let mut acts: Vec<LegAct> = lengths.iter().filter_map(|(d, len)| leg_act(i, seen, *d, *len)).collect();
     acts.extend(given_up);
+    acts.extend(seen.legs.keys().filter_map(|d| near_act(i, seen, *d)));
     // Legs under a goal that says nothing about them (a fence that waits for quiet) keep their paths too.
     for (d, f) in &seen.legs {
         let now = path_of(f.table.as_ref());
@@ -80,7 +88,7 @@ pub fn plan_legs(i: &Input, seen: &Seen, paths: &Paths, reinstate: bool) -> Vec<
 impl LegAct {
     fn is_about(&self, disk: DiskId) -> bool {
         let (LegAct::Set(r, _) | LegAct::Clear(r) | LegAct::Reinstate(r, _) | LegAct::FailQueued(r)) = self;
-        matches!(r, DmRole::Leg(_, d) if *d == disk)
+        matches!(r, DmRole::Leg(_, d) | DmRole::Near(_, d) if *d == disk)
     }
 }
 
@@ -106,9 +114,41 @@ fn leg_act(i: &Input, seen: &Seen, disk: DiskId, len: Sectors) -> Option<LegAct>
     // What lies beyond the map is kept while the path has it: a shorter map comes with its own swap of the top.
     let len = have.map_or(len, |t| t.len().max(len).min(import.size));
     let row = wanted(i).into_iter().find(|w| w.role == role)?.rows.into_iter().next()?;
-    let table = resolve(&[pool::stack::Row { len, ..row }], &lookup(i, seen)).ok()?;
+    let table = resolve(&[Row { len, ..row }], &lookup(i, seen)).ok()?;
     let same = have == Some(&table) && found.is_some_and(|f| !f.suspended);
     (!same).then_some(LegAct::Set(role, table))
+}
+
+/// What brings a leg to a disk that has come to this node. The top is to leave it, but waits for what the leg queues; and a
+/// multipath device is never anything else. So it gets a path to the slice that a lender would export, and a failure
+/// there is the disk's.
+fn near_act(i: &Input, seen: &Seen, disk: DiskId) -> Option<LegAct> {
+    let m = i.goal.map.as_ref().filter(|_| i.goal.builds() && i.labelled.contains(&disk))?;
+    if i.goal.remotes.contains_key(&disk) || !m.map.used_disks().contains(&disk) {
+        return None;
+    }
+    let leg = seen.legs.get(&disk)?;
+    let len = leg.table.as_ref()?.len();
+    let (near, leg_role) = (DmRole::Near(i.goal.volume, disk), DmRole::Leg(i.goal.volume, disk));
+    let mut rows = stack::plan_slice_rows(&m.map, m.extent_size, disk);
+    let mapped = rows.iter().map(|r| r.len).sum::<Sectors>();
+    if mapped < len {
+        let left = Sectors::new(len.get() - mapped.get());
+        rows.push(Row { start: mapped, len: left, target: Target::Hole });
+    }
+    let table = resolve(&rows, &lookup(i, seen)).ok()?;
+    let found = match seen.near.get(&disk) {
+        Some(f) if f.preloaded && !f.suspended => return Some(LegAct::Clear(near)),
+        Some(f) if f.table.as_ref() == Some(&table) && !f.suspended => f,
+        Some(_) | None => return Some(LegAct::Set(near, table)),
+    };
+    if leg.preloaded && !leg.suspended {
+        return Some(LegAct::Clear(leg_role));
+    }
+    let path = Kt::MultipathBio { path: Some(found.dev), queue_if_no_path: false };
+    let table = Table::single(len, path).ok()?;
+    let same = leg.table.as_ref() == Some(&table) && !leg.suspended;
+    (!same).then_some(LegAct::Set(leg_role, table))
 }
 
 /// Why a leg is not there, for people.

@@ -120,6 +120,8 @@ struct Worker {
     recorded: Vec<RunRecord>,
     /// What they will have of it when the pass over the top has looked.
     recording: Vec<RunRecord>,
+    /// Those of them that have what the goal says, or what it said when the pass over the top that still runs began.
+    labelled: BTreeSet<DiskId>,
     top: Lane<(Option<Seen>, End)>,
     top_wanted: bool,
     top_since: Instant,
@@ -166,6 +168,7 @@ impl Worker {
             extra: Extra::default(),
             recorded: vec![],
             recording: vec![],
+            labelled: BTreeSet::new(),
             top: None,
             top_wanted: true,
             top_since: Instant::now(),
@@ -247,6 +250,9 @@ impl Worker {
             && goal.map == self.goal.map
             && goal.builds() == self.goal.builds();
         let (held, busy) = (self.extra.held && same, self.extra.busy && same);
+        if self.top.is_none() && (goal.map != self.goal.map || goal.remotes != self.goal.remotes) {
+            self.labelled.clear();
+        }
         self.goal = goal;
         self.extra =
             Extra { held, busy, queueing: std::mem::take(&mut self.extra.queueing), trouble: String::new() };
@@ -286,6 +292,9 @@ impl Worker {
         // One that was opened again may have another label.
         self.recorded.clear();
         self.recording.clear();
+        if self.top.is_none() {
+            self.labelled.clear();
+        }
         self.top_wanted |= self.goal.builds();
     }
 
@@ -306,6 +315,7 @@ impl Worker {
             node: self.ctx.node.clone(),
             areas,
             imports: self.imports.clone(),
+            labelled: self.labelled.clone(),
             was_whole: self.whole.is_some() && self.whole == self.filling(),
         }
     }
@@ -378,6 +388,10 @@ impl Worker {
         self.note_let_go(&seen);
         if number != self.number {
             return;
+        }
+        // A pass looks when the labels are written, and may then wait for a leg whose disk has come here.
+        for r in &self.recording {
+            self.side_wanted |= self.labelled.insert(r.disk) && seen.legs.contains_key(&r.disk);
         }
         let standing = status(&self.input(), &seen, &self.extra).standing;
         self.seen = Some(seen);

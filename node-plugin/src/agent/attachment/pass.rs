@@ -25,6 +25,8 @@ const QUIET_SAMPLES: u32 = 9;
 const QUIET_PAUSE: Duration = Duration::from_millis(2);
 /// Acts in one pass at most; a stack of 64 legs needs far fewer in one go.
 const MAX_ACTS: usize = 256;
+/// Looks after the legs in one go: what one is to stand on, the leg, and how they are then.
+const ROUNDS: u32 = 3;
 
 /// How a pass over the top ended.
 #[derive(Debug)]
@@ -73,6 +75,9 @@ pub fn look(g: &dyn Ground, v: VolumeId, legs: &BTreeSet<DiskId>) -> Result<Seen
         if let Some(f) = g.device(&DmRole::Leg(v, *d))? {
             seen.legs.insert(*d, f);
         }
+        if let Some(f) = g.device(&DmRole::Near(v, *d))? {
+            seen.near.insert(*d, f);
+        }
     }
     Ok(seen)
 }
@@ -88,10 +93,11 @@ fn look_again(g: &dyn Ground, act: &Act, seen: &mut Seen) -> Result<(), GroundEr
         DmRole::Map(_) => seen.map = now,
         DmRole::WriteLeg(_) => seen.write_leg = now,
         DmRole::Mirror(_) => seen.mirror = now,
-        DmRole::Leg(_, d) => {
+        DmRole::Leg(_, d) | DmRole::Near(_, d) => {
+            let all = if matches!(role, DmRole::Leg(..)) { &mut seen.legs } else { &mut seen.near };
             match now {
-                Some(f) => seen.legs.insert(*d, f),
-                None => seen.legs.remove(d),
+                Some(f) => all.insert(*d, f),
+                None => all.remove(d),
             };
         }
         DmRole::Slice(..) => {}
@@ -198,35 +204,39 @@ pub struct LegsSeen {
 /// Looks after the legs once.
 pub fn run_legs(g: &dyn Ground, i: &Input, legs: &BTreeSet<DiskId>, reinstate: bool) -> LegsSeen {
     let mut out = LegsSeen::default();
-    let (seen, paths) = match look_legs(g, i.goal.volume, legs) {
-        Ok(x) => x,
-        Err(e) => return LegsSeen { failed: Some(e), ..out },
-    };
-    for act in plan_legs(i, &seen, &paths, reinstate) {
-        tracing::debug!(volume = %i.goal.volume, act = ?act, "act on a leg");
-        let done = match &act {
-            LegAct::Set(role, table) => g.set_table(role, table, false),
-            LegAct::Clear(role) => g.clear(role),
-            LegAct::Reinstate(role, path) => g.reinstate(role, *path),
-            LegAct::FailQueued(role) => g.fail_queued(role),
+    // What a leg is to stand on comes first, and has its number when it has been looked at.
+    for round in 0..ROUNDS {
+        // What was acted on is read again: a path that was put back may have failed already.
+        let (seen, paths) = match look_legs(g, i.goal.volume, legs) {
+            Ok(x) => x,
+            Err(e) => return LegsSeen { failed: out.failed.or(Some(e)), ..out },
         };
-        match done {
-            Ok(()) => out.acted = true,
-            Err(e) => out.failed = out.failed.or(Some(e)),
+        out.legs = seen.legs.keys().chain(seen.near.keys()).copied().collect();
+        let dead = |p: &Vec<(kernel::DevNo, bool)>| p.iter().all(|(_, up)| !up);
+        out.queueing = paths.iter().filter(|(_, p)| dead(p)).map(|(d, _)| *d).collect();
+        let acts = plan_legs(i, &seen, &paths, reinstate && round == 0);
+        if acts.is_empty() || round + 1 == ROUNDS {
+            break;
         }
-        if let LegAct::Reinstate(DmRole::Leg(_, d), _) = act {
-            out.reinstated.insert(d);
+        for act in acts {
+            tracing::debug!(volume = %i.goal.volume, act = ?act, "act on a leg");
+            let done = match &act {
+                LegAct::Set(role, table) => g.set_table(role, table, false),
+                LegAct::Clear(role) => g.clear(role),
+                LegAct::Reinstate(role, path) => g.reinstate(role, *path),
+                LegAct::FailQueued(role) => g.fail_queued(role),
+            };
+            match done {
+                Ok(()) => out.acted = true,
+                Err(e) => out.failed = out.failed.or(Some(e)),
+            }
+            if let LegAct::Reinstate(DmRole::Leg(_, d), _) = act {
+                out.reinstated.insert(d);
+            }
         }
-    }
-    // What was acted on is read again: a path that was put back may have failed already.
-    let again = if out.acted { look_legs(g, i.goal.volume, legs) } else { Ok((seen, paths)) };
-    match again {
-        Ok((seen, paths)) => {
-            out.legs = seen.legs.keys().copied().collect();
-            let dead = |p: &Vec<(kernel::DevNo, bool)>| p.iter().all(|(_, up)| !up);
-            out.queueing = paths.iter().filter(|(_, p)| dead(p)).map(|(d, _)| *d).collect();
+        if out.failed.is_some() {
+            break;
         }
-        Err(e) => out.failed = out.failed.or(Some(e)),
     }
     out
 }
@@ -234,6 +244,9 @@ pub fn run_legs(g: &dyn Ground, i: &Input, legs: &BTreeSet<DiskId>, reinstate: b
 fn look_legs(g: &dyn Ground, v: VolumeId, legs: &BTreeSet<DiskId>) -> Result<(Seen, Paths), GroundError> {
     let (mut seen, mut paths) = (Seen::default(), Paths::new());
     for d in legs {
+        if let Some(f) = g.device(&DmRole::Near(v, *d))? {
+            seen.near.insert(*d, f);
+        }
         let role = DmRole::Leg(v, *d);
         let Some(f) = g.device(&role)? else { continue };
         if f.table.is_some() {

@@ -47,6 +47,8 @@ pub struct Seen {
     pub mirror: Option<Found>,
     /// The legs.
     pub legs: BTreeMap<DiskId, Found>,
+    /// What legs stand on whose disks have come to this node.
+    pub near: BTreeMap<DiskId, Found>,
 }
 
 /// What a plan is made from, besides what is seen.
@@ -58,6 +60,8 @@ pub struct Input {
     pub node: NodeName,
     /// Data areas of the map's disks that serve on this node.
     pub areas: BTreeMap<DiskId, DataArea>,
+    /// Disks of this node whose labels have the map.
+    pub labelled: BTreeSet<DiskId>,
     /// Imported slices of the volume.
     pub imports: BTreeMap<DiskId, Import>,
     /// The goal's spare was whole once: a mirror that is not there any more is not made again for it. The controller
@@ -123,13 +127,17 @@ impl Seen {
             DmRole::WriteLeg(_) => self.write_leg.as_ref(),
             DmRole::Mirror(_) => self.mirror.as_ref(),
             DmRole::Leg(w, d) if *w == v => self.legs.get(d),
-            DmRole::Leg(..) | DmRole::Slice(..) => None,
+            DmRole::Near(w, d) if *w == v => self.near.get(d),
+            DmRole::Leg(..) | DmRole::Near(..) | DmRole::Slice(..) => None,
         }
     }
 
     fn is_empty(&self) -> bool {
         let inner = [&self.map, &self.write_leg, &self.mirror];
-        self.top.is_none() && inner.iter().all(|f| f.is_none()) && self.legs.is_empty()
+        self.top.is_none()
+            && inner.iter().all(|f| f.is_none())
+            && self.legs.is_empty()
+            && self.near.is_empty()
     }
 }
 
@@ -286,7 +294,12 @@ fn plan_open(i: &Input, seen: &Seen) -> Next {
     if seen.map.is_some() {
         return Next::Do(Act::Remove(DmRole::Map(v)));
     }
-    stale_leg(i, seen).map_or(Next::Done, |d| Next::Do(Act::Remove(DmRole::Leg(v, d))))
+    if let Some(d) = stale_leg(i, seen) {
+        return Next::Do(Act::Remove(DmRole::Leg(v, d)));
+    }
+    // A leg of a disk that has left again may not have found its new path yet.
+    let free = seen.near.keys().find(|d| !seen.legs.contains_key(d));
+    free.map_or(Next::Done, |d| Next::Do(Act::Remove(DmRole::Near(v, *d))))
 }
 
 /// Whether the volume is to be served through a mirror, with its top device; or what comes before either. A mirror that
@@ -451,6 +464,7 @@ fn plan_absent(i: &Input, seen: &Seen) -> Next {
         seen.write_leg.is_some().then_some(DmRole::WriteLeg(v)),
         seen.map.is_some().then_some(DmRole::Map(v)),
         seen.legs.keys().next().map(|d| DmRole::Leg(v, *d)),
+        seen.near.keys().next().map(|d| DmRole::Near(v, *d)),
     ];
     debug_assert!(seen.is_empty() || roles.iter().any(Option::is_some));
     roles.into_iter().flatten().next().map_or(Next::Done, |r| Next::Do(Act::Remove(r)))

@@ -118,7 +118,8 @@ fn without_top(i: &Input, seen: &Seen) -> Standing {
         && seen.map.is_none()
         && seen.write_leg.is_none()
         && seen.mirror.is_none()
-        && seen.legs.is_empty();
+        && seen.legs.is_empty()
+        && seen.near.is_empty();
     match i.goal.role {
         Role::Absent if nothing => Standing::Absent,
         Role::Writer | Role::Reader | Role::Guard | Role::FenceIfQuiet | Role::Absent => Standing::Fenced,

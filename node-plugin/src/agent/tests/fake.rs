@@ -122,6 +122,16 @@ impl Fake {
         self.changed.notify_all();
     }
 
+    /// Waits, as the kernel does, until nothing is queued any more by the legs that a device stands on. A process that is killed
+    /// does not wait.
+    fn drain(&self, role: &DmRole) {
+        let waits = |w: &mut World| w.left != Some(0) && stands_on_queue(w, role);
+        let mut w = self.lock();
+        while waits(&mut w) {
+            w = self.changed.wait_timeout(w, Duration::from_millis(10)).unwrap().0;
+        }
+    }
+
     /// The world for one act, while the process lives.
     fn act(&self, what: &str, role: &DmRole) -> Result<MutexGuard<'_, World>> {
         let mut w = self.lock();
@@ -134,6 +144,23 @@ impl Fake {
         w.log.push(format!("{what} {}", role.dm_name()));
         Ok(w)
     }
+}
+
+/// Whether a leg below a top queues for a path that has failed.
+fn stands_on_queue(w: &World, top: &DmRole) -> bool {
+    let table = |r: &DmRole| w.devices.get(r).and_then(|d| d.found.as_ref()?.table.as_ref());
+    let below = |dev: DevNo| {
+        table(top).is_some_and(|t| t.lines().iter().any(|l| l.target.render().contains(&dev.to_string())))
+    };
+    w.devices.iter().any(|(r, d)| {
+        let queues = table(r).is_some_and(|t| {
+            t.lines().iter().any(|l| matches!(l.target, Target::MultipathBio { queue_if_no_path: true, .. }))
+        });
+        matches!(r, DmRole::Leg(..))
+            && d.path_failed
+            && queues
+            && d.found.as_ref().is_some_and(|f| below(f.dev))
+    })
 }
 
 /// What a held write meets when the device above the write leg lets go of it.
@@ -164,12 +191,15 @@ impl Ground for Fake {
     }
 
     fn set_table(&self, role: &DmRole, table: &Table, read_only: bool) -> Result<()> {
+        self.drain(role);
         let mut w = self.act("set", role)?;
         release(&mut w, role);
         w.minor += 1;
         let fresh = DevNo::new(253, w.minor);
         let d = w.devices.entry(role.clone()).or_default();
         let dev = d.found.as_ref().map_or(fresh, |f| f.dev);
+        // Another path works until it fails.
+        d.path_failed &= d.found.as_ref().and_then(|f| f.table.as_ref()) == Some(table);
         // A mirror is whole at once.
         let mirror = matches!(table.lines()[0].target, Target::Mirror { .. }).then_some(Mirror::Whole);
         d.found = Some(Found {

@@ -45,8 +45,9 @@ struct OneDisk(watch::Sender<u64>, Arc<Retirements>);
 #[async_trait]
 impl Disks for OneDisk {
     fn data_area(&self, disk: DiskId) -> Option<DataArea> {
-        (disk == LOCAL).then(|| DataArea {
-            dev: DevNo::new(254, 0),
+        let minor = [LOCAL, REMOTE].iter().position(|d| *d == disk)?;
+        Some(DataArea {
+            dev: DevNo::new(254, minor as u32),
             path: "/dev/vda".into(),
             start: Sectors::new(2048),
             len: Sectors::new(1 << 30),
@@ -438,6 +439,47 @@ fn a_path_that_came_back_is_taken_up_and_a_new_one_too() {
         0
     );
     assert!(tops > 0);
+}
+
+#[test]
+fn what_a_leg_queues_goes_on_when_its_disk_has_come_here() {
+    for cut in 0.. {
+        let k = kernel_with_import(8);
+        let (leg, slice) = (DmRole::Leg(V, REMOTE), names::slice_id(V, REMOTE, &me()));
+        {
+            let life = Life::start(&k);
+            life.attach(goal(V, 1, Role::Writer, 8));
+            life.until(V, 1, Standing::Open);
+        }
+        {
+            let mut w = k.lock();
+            w.devices.get_mut(&leg).unwrap().path_failed = true;
+            w.fabric.imports.get_mut(&slice).unwrap().live = false;
+            w.log.clear();
+            w.left = Some(cut);
+        }
+        let here = AttachmentGoal { remotes: BTreeMap::new(), ..goal(V, 2, Role::Writer, 8) };
+        let first = Life::start(&k);
+        first.attach(here.clone());
+        let alone = || roles(&k) == [DmRole::Top(V)];
+        first.wait("the cut", || k.lock().left == Some(0) || alone());
+        let whole = k.lock().left != Some(0);
+        drop(first);
+        k.lock().left = None;
+        let second = Life::start(&k);
+        second.attach(here);
+        second.wait("the top alone", alone);
+        second.until(V, 2, Standing::Open);
+        assert_eq!(top_kinds(&k), ["linear", "linear"]);
+        let log = k.lock().log.clone();
+        assert!(!log.iter().any(|l| l.starts_with("fail queued")), "cut after {cut}: {log:?}");
+        let at = |what: &str| log.iter().position(|l| *l == what);
+        let (near, leg) = (DmRole::Near(V, REMOTE).dm_name(), leg.dm_name());
+        assert!(at(&format!("set {near}")) < at(&format!("set {leg}")), "{log:?}");
+        if whole {
+            return;
+        }
+    }
 }
 
 #[test]
