@@ -120,7 +120,9 @@ struct Worker {
     recorded: Vec<RunRecord>,
     /// What they will have of it when the pass over the top has looked.
     recording: Vec<RunRecord>,
-    /// Those of them that have what the goal says, or what it said when the pass over the top that still runs began.
+    /// This node's disks whose labels the pass over the top writes before it looks.
+    labelling: BTreeSet<DiskId>,
+    /// Those whose labels have what the goal says, or what it said when the pass over the top that still runs began.
     labelled: BTreeSet<DiskId>,
     top: Lane<(Option<Seen>, End)>,
     top_wanted: bool,
@@ -168,6 +170,7 @@ impl Worker {
             extra: Extra::default(),
             recorded: vec![],
             recording: vec![],
+            labelling: BTreeSet::new(),
             labelled: BTreeSet::new(),
             top: None,
             top_wanted: true,
@@ -349,6 +352,7 @@ impl Worker {
     ) -> impl Future<Output = (Option<Seen>, End)> + Send + 'static {
         let input = self.input();
         self.recording = if self.goal.builds() { records(&input) } else { vec![] };
+        self.labelling = self.recording.iter().map(|r| r.disk).collect();
         let mut to_record = self.recording.clone();
         // A label is written for a new map, not for a new epoch.
         to_record.retain(|r| !self.recorded.iter().any(|known| known.disk == r.disk && known.map == r.map));
@@ -390,8 +394,8 @@ impl Worker {
             return;
         }
         // A pass looks when the labels are written, and may then wait for a leg whose disk has come here.
-        for r in &self.recording {
-            self.side_wanted |= self.labelled.insert(r.disk) && seen.legs.contains_key(&r.disk);
+        for d in &self.labelling {
+            self.side_wanted |= self.labelled.insert(*d) && seen.legs.contains_key(d);
         }
         let standing = status(&self.input(), &seen, &self.extra).standing;
         self.seen = Some(seen);
