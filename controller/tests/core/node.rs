@@ -316,16 +316,12 @@ impl Node {
                     report.disks.push(serving(&id, d, disk));
                 }
                 (GoalKey::Wipe(disk, wipe), Goal::Wipe { runs, .. }) => {
-                    for r in runs {
+                    let done = s.devices.values().any(|d| d.label == Some(disk));
+                    for r in runs.iter().filter(|_| done) {
                         self.world.wipe(disk, r.first.get(), r.count.get());
                     }
-                    report.wipes.push(WipeSeen {
-                        disk,
-                        wipe,
-                        done: true,
-                        refused: false,
-                        reason: String::new(),
-                    });
+                    let reason = if done { String::new() } else { format!("disk {disk} is not here") };
+                    report.wipes.push(WipeSeen { disk, wipe, done, refused: false, reason });
                 }
                 (GoalKey::Export(volume, disk, consumer), Goal::Export { epoch, state, .. }) => {
                     s.exports.insert((volume, disk, consumer.clone()), (*epoch, *state));
