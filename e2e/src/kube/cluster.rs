@@ -301,7 +301,9 @@ impl KubeCluster {
     pub fn import(&self, node: &Node, program: Program, name: &str) -> Result<()> {
         let (ctr, tar) = (ensure(Program::CTR)?, images::single(program, name)?);
         let (ctr, tar) = (seen(&ctr)?, seen(&tar)?);
-        node.run_ok(&format!("{} -n k8s.io images import {}", ctr.display(), tar.display())).map(drop)
+        let script = format!("{} -n k8s.io images import {}", ctr.display(), tar.display());
+        let done = node.exec_within(&script, PATIENCE)?.check(&script);
+        done.map(drop).with_context(|| format!("node {}", node.name()))
     }
 
     /// Waits until the plugin is known on every node and every disk of the pool serves.
