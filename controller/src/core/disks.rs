@@ -89,6 +89,11 @@ impl DiskSlot {
         self.record.disk.state == DiskState::Released || next == Some(Some(DiskState::Released))
     }
 
+    /// Whether its node has looked, in its present session, and has not got it.
+    fn is_missed(&self) -> bool {
+        self.seen.as_ref().is_some_and(|s| s.condition == Some(Condition::Missing))
+    }
+
     /// Whether what a person wants of it is not on record yet.
     pub(super) fn has_wish(&self) -> bool {
         self.wish.is_some()
@@ -192,7 +197,7 @@ impl Engine {
         self.contested.iter().filter(other).any(shows)
     }
 
-    /// Looks again at the nodes that show disks of others, now that `name` has said what it has, is dead, or forgotten.
+    /// Looks again at the nodes that show disks of others, now that `name` has said something, is dead, or forgotten.
     pub(super) fn settle_contested(&mut self, name: &NodeName) {
         let others: Vec<NodeName> = self.contested.iter().filter(|n| *n != name).cloned().collect();
         for n in others {
@@ -305,9 +310,10 @@ impl Engine {
         if alive && shown {
             return Err(format!("is labelled as disk {disk}, which node {on} has as well: neither is moved"));
         }
-        if alive && node.is_none_or(|n| !n.has_reported()) {
+        // That it does not show the disk says nothing before it has looked at all of its devices.
+        if alive && !slot.is_missed() {
             return Err(format!(
-                "is labelled as disk {disk} of node {on}, which has not said yet whether it has it"
+                "is labelled as disk {disk} of node {on}, which has not said that it is missing there"
             ));
         }
         // Two nodes may reach one device: that its node is silent does not say that it has let go of it.
@@ -321,6 +327,14 @@ impl Engine {
             s.moved = Some((name.clone(), id.to_owned(), device.path.clone()));
         }
         Ok(disk)
+    }
+
+    /// What a node said in earlier sessions of its devices and disks counts no more.
+    pub(super) fn forget_devices(&mut self, name: &NodeName) {
+        self.node_mut(name).devices.clear();
+        for s in self.disks.values_mut().filter(|s| s.record.disk.node == *name) {
+            s.seen = None;
+        }
     }
 
     /// Takes in what a node says of a disk.

@@ -212,7 +212,8 @@ impl Engine {
             return Err(OpenError::Returning { node: name });
         }
         n.close(Close::Replaced);
-        n.devices.clear();
+        self.forget_devices(&name);
+        let n = self.node_mut(&name);
         n.reported = false;
         out.fill(n.goals.clone());
         n.session = Some((session, out));
@@ -422,17 +423,14 @@ impl Engine {
         for v in touched {
             self.advance(v);
         }
-        if full {
-            self.settle_contested(name);
-        }
+        self.settle_contested(name);
     }
 
     /// A full report replaces everything that the node had said in earlier sessions, except what it has confirmed to
     /// be gone: that stays gone.
     fn forget_seen(&mut self, name: &NodeName, touched: &mut BTreeSet<VolumeId>) {
-        let n = self.node_mut(name);
-        n.devices.clear();
-        let volumes = n.volumes.clone();
+        self.forget_devices(name);
+        let volumes = self.node_mut(name).volumes.clone();
         for id in volumes {
             let Some(v) = self.volumes.get_mut(&id) else { continue };
             let disks = &self.disks;

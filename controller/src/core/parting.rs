@@ -244,21 +244,29 @@ impl Engine {
         let mut said = Vec::new();
         for (node, l) in &v.record.access.leaving {
             for place in l.places() {
-                let lost = match place {
-                    Place::Device => self.is_forgotten(node),
+                let host = match place {
+                    Place::Device => Some(node),
                     Place::Export(d) => {
-                        let host = self.disks.get(&d).map(|s| &s.record.disk.node);
-                        self.is_out(d) || host.is_some_and(|h| self.is_forgotten(h))
+                        self.disks.get(&d).filter(|_| !self.is_out(d)).map(|s| &s.record.disk.node)
                     }
                 };
-                if lost {
-                    said.push((node.clone(), place));
+                let gone = match host {
+                    Some(h) if self.is_forgotten(h) => Some(Gone::Absent),
+                    // Its lender's disk has come to it: nobody exports it to it any more.
+                    Some(h) if place != Place::Device && h == node => {
+                        v.live.confirmed.gone(node, Place::Device, l.since)
+                    }
+                    Some(_) => None,
+                    None => Some(Gone::Absent),
+                };
+                if gone.is_some() {
+                    said.push((node.clone(), place, gone));
                 }
             }
         }
         let Some(v) = self.volumes.get_mut(&id).filter(|_| !said.is_empty()) else { return };
-        for (node, place) in said {
-            v.live.confirmed.note(&node, place, epoch, Some(Gone::Absent));
+        for (node, place, gone) in said {
+            v.live.confirmed.note(&node, place, epoch, gone);
         }
     }
 }

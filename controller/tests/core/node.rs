@@ -2,7 +2,7 @@
 //! be told to misbehave.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -45,6 +45,10 @@ struct State {
     stuck: bool,
     /// Its mirrors do not get on.
     slow: bool,
+    /// Disks that it was told of.
+    told: BTreeSet<DiskId>,
+    /// It has not looked at its devices yet.
+    blind: bool,
     /// It has power.
     on: bool,
     /// How often it was booted.
@@ -91,6 +95,8 @@ impl Node {
             writing: false,
             stuck: false,
             slow: false,
+            told: BTreeSet::new(),
+            blind: false,
             on: true,
             boots: 1,
         };
@@ -142,6 +148,11 @@ impl Node {
 
     pub(crate) fn set_writing(&self, writing: bool) {
         self.state.lock().unwrap().writing = writing;
+    }
+
+    /// Until it has looked, it says nothing of its devices and disks.
+    pub(crate) fn set_blind(&self, blind: bool) {
+        self.state.lock().unwrap().blind = blind;
     }
 
     /// Has mirrors take their time, or be whole as soon as they are made.
@@ -266,7 +277,10 @@ impl Node {
             };
             (id.clone(), Some(device))
         };
-        let disks = s.devices.iter().filter_map(|(id, d)| d.label.map(|l| serving(id, d, l)));
+        let looked = s.devices.iter().filter(|_| !s.blind);
+        let disks = looked.clone().filter_map(|(id, d)| d.label.map(|l| serving(id, d, l)));
+        let there = |disk: &DiskId| s.devices.values().any(|d| d.label == Some(*disk));
+        let lost = s.told.iter().filter(|d| !s.blind && !there(d)).map(|d| missing(*d));
         let export = |((volume, disk, consumer), (epoch, state)): (
             &(VolumeId, DiskId, NodeName),
             &(Epoch, ExportState),
@@ -280,8 +294,8 @@ impl Node {
         };
         Report {
             full: true,
-            devices: s.devices.iter().map(device).collect(),
-            disks: disks.collect(),
+            devices: looked.map(device).collect(),
+            disks: disks.chain(lost).collect(),
             exports: s.exports.iter().map(export).collect(),
             attachments: s.attachments.values().cloned().collect(),
             wipes: vec![],
@@ -293,12 +307,14 @@ impl Node {
         let mut s = self.state.lock().unwrap();
         for (key, goal) in goals {
             match (key, &goal) {
+                (GoalKey::Disk(_), Goal::Disk { .. }) if s.blind => {}
                 (GoalKey::Disk(disk), Goal::Disk { role, device_id, .. }) => {
+                    s.told.insert(disk);
                     let found =
                         s.devices.iter().find(|(_, d)| d.label == Some(disk)).map(|(id, _)| id.clone());
                     let id = found.unwrap_or_else(|| device_id.clone());
                     let Some(d) = s.devices.get_mut(&id) else {
-                        report.disks.push(DiskSeen { condition: Some(Condition::Missing), ..nothing(disk) });
+                        report.disks.push(missing(disk));
                         continue;
                     };
                     if *role == DiskRole::Claim && d.label.is_none() {
@@ -409,6 +425,10 @@ fn nothing(disk: DiskId) -> DiskSeen {
         path: String::new(),
         reason: String::new(),
     }
+}
+
+fn missing(disk: DiskId) -> DiskSeen {
+    DiskSeen { condition: Some(Condition::Missing), ..nothing(disk) }
 }
 
 fn serving(id: &str, d: &Dev, disk: DiskId) -> DiskSeen {

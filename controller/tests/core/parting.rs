@@ -4,12 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use controller::{
     api::{Api, ApiError, Target},
-    core::{CoreConfig, DeviceSelector, OpenError, seen::Content},
+    core::{
+        CoreConfig, DeviceSelector, OpenError,
+        seen::{Attachment, Content},
+    },
 };
 
 use crate::{
     node::quick,
-    plans::{RWO, RWX, Rig, start},
+    plans::{RWO, RWX, Rig, extents, start},
     stores::Memory,
     world::until,
 };
@@ -224,13 +227,80 @@ async fn a_disk_that_was_missed_before_its_node_died_is_taken_in_another_at_once
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_two_nodes_reach_stays_until_its_node_has_looked_and_has_not_got_it() {
+    let rig = Rig::over(patient(), Arc::new(Memory::default()), &[10, 10]).await;
+    let v = rig.create("v", 4, Some("n1")).await;
+    let disk = rig.disk_of(0).await;
+    let says = |what: &'static str| {
+        let core = rig.core.clone();
+        async move {
+            until(what, || async {
+                let s = core.survey().await;
+                let d = s.disks.iter().find(|d| d.disk == disk).unwrap();
+                assert_eq!(d.node.as_str(), "n1");
+                let n2 = s.nodes.into_iter().find(|n| n.node.as_str() == "n2")?;
+                n2.unclaimed.iter().any(|why| why.contains(what)).then_some(())
+            })
+            .await;
+        }
+    };
+    rig.nodes[1].push("reached", disk, extents(11));
+    rig.nodes[1].rescan().await;
+    says("which node n1 has as well").await;
+    // Its plugin restarts, and speaks before it has looked.
+    rig.nodes[0].set_blind(true);
+    rig.nodes[0].connect(&rig.core).await;
+    says("which has not said that it is missing there").await;
+    rig.nodes[0].rescan().await;
+    says("which has not said that it is missing there").await;
+    rig.nodes[0].set_blind(false);
+    rig.nodes[0].rescan().await;
+    says("which node n1 has as well").await;
+    rig.nodes[0].pull("n1-serial-0");
+    rig.nodes[0].connect(&rig.core).await;
+    until("it serves in n2", || async {
+        let s = rig.core.survey().await;
+        s.disks.iter().any(|d| d.disk == disk && d.node == rig.name(1) && d.state == "serving").then_some(())
+    })
+    .await;
+    rig.core.delete_volume(v.id).await.unwrap();
+    rig.free(20).await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_leaves_a_volume_is_gone_though_its_lenders_disk_has_come_to_it() {
+    let rig = Rig::over(patient(), Arc::new(Memory::default()), &[10, 10]).await;
+    let v = rig.create("v", 4, Some("n1")).await;
+    rig.attach(v.id, 1, &RWO).await.unwrap();
+    let (disk, size) = rig.nodes[0].pull("n1-serial-0");
+    rig.nodes[0].connect(&rig.core).await;
+    until("it is missed", || async {
+        let s = rig.core.survey().await;
+        s.disks.iter().any(|d| d.disk == disk && d.state.contains("missing")).then_some(())
+    })
+    .await;
+    rig.nodes[0].perish().await;
+    rig.dead(0).await;
+    rig.core.detach(v.id, Some(rig.name(1)), false).await.unwrap();
+    until("only the lender's word is missing", || async {
+        let away = rig.nodes[1].attachment(v.id).is_none_or(|a| a == Attachment::Absent);
+        rig.row(v.id).await.filter(|r| away && r.leaving == [rig.name(1)])
+    })
+    .await;
+    rig.nodes[1].push("carried", disk, size);
+    rig.nodes[1].rescan().await;
+    rig.settled(v.id, "Detached").await;
+    rig.core.delete_volume(v.id).await.unwrap();
+    rig.free(20).await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_is_lost_is_forgotten_once_nothing_on_it_is_wanted() {
     let rig = Rig::over(patient(), Arc::new(Memory::default()), &[10, 10]).await;
     let v = rig.create("v", 4, Some("n1")).await;
-    let disk = {
-        let disks = rig.core.survey().await.disks;
-        disks.iter().find(|d| d.node == rig.name(0)).unwrap().disk
-    };
+    let disk = rig.disk_of(0).await;
     let target = Target::Disk(disk);
     let there = why(rig.core.part(target.clone(), true).await);
     assert!(there.contains("drain and release it"), "{there}");
@@ -274,10 +344,7 @@ async fn an_empty_disk_that_no_pool_selects_is_released_and_its_label_erased() {
     let rig = Rig::over(quick(), store.clone(), &[10, 10]).await;
     let v = rig.create("v", 4, Some("n1")).await;
     rig.attach(v.id, 0, &RWO).await.unwrap();
-    let disk = {
-        let disks = rig.core.survey().await.disks;
-        disks.iter().find(|d| d.node == rig.name(0)).unwrap().disk
-    };
+    let disk = rig.disk_of(0).await;
     let target = Target::Disk(disk);
     assert!(why(rig.core.part(target.clone(), false).await).contains("drain it first"));
     rig.core.drain(target.clone(), false, false).await.unwrap();

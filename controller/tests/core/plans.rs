@@ -14,7 +14,7 @@ use controller::{
 use pool::{
     access::Mode,
     disk::NODE_KEY,
-    ids::{NodeName, VolumeId},
+    ids::{DiskId, NodeName, VolumeId},
     layout::params::Limits,
     units::{Bytes, Extents},
 };
@@ -126,6 +126,12 @@ impl Rig {
 
     pub(crate) async fn row(&self, id: VolumeId) -> Option<VolumeRow> {
         self.core.survey().await.volumes.into_iter().find(|v| v.volume == id)
+    }
+
+    /// The first disk of a node.
+    pub(crate) async fn disk_of(&self, node: usize) -> DiskId {
+        let disks = self.core.survey().await.disks;
+        disks.iter().find(|d| d.node == self.name(node)).unwrap().disk
     }
 
     /// Waits until the volume is in this phase and nobody is leaving.
@@ -566,7 +572,7 @@ async fn only_blank_selected_devices_are_claimed() {
     let (n1, n2) = (Node::new(&world, "n1", &[5, 5, 5, 1]), Node::new(&world, "n2", &[5]));
     n1.put("n1-serial-1", Content::Foreign);
     n1.put("n1-serial-2", Content::Busy);
-    n1.put("n1-serial-3", Content::Weir { disk: pool::ids::DiskId::from_u128(9), pool: "q".into() });
+    n1.put("n1-serial-3", Content::Weir { disk: DiskId::from_u128(9), pool: "q".into() });
     n1.connect(&core).await;
     n2.connect(&core).await;
     let survey = until("one disk serves", || async {

@@ -211,17 +211,23 @@ fn disks_carried(c: &Cluster) -> Result<()> {
         ensure!(hosts(c, &id)? == [3], "volume {id} lies on {:?}", hosts(c, &id)?);
         Ok(id)
     };
-    // One is used there, the other borrowed from there.
-    let (home, lent) = (on_n3("carried-home")?, on_n3("carried-lent")?);
+    // One is used there, one borrowed by who will have the disks, one by somebody else.
+    let (home, lent, far) = (on_n3("carried-home")?, on_n3("carried-lent")?, on_n3("carried-far")?);
     let there = Verifier::start(c, 3, "carried-home", &c.node_csi(3)?.attach(&home, Use::Block)?, 95)?;
     let lent_dev = c.node_csi(1)?.attach(&lent, Use::Block)?;
     let borrower = Verifier::start(c, 1, "carried-lent", &lent_dev, 96)?;
-    there.wait_writes(128)?;
-    borrower.wait_writes(128)?;
+    let third = Verifier::start(c, 2, "carried-far", &c.node_csi(2)?.attach(&far, Use::Block)?, 98)?;
+    for v in [&there, &borrower, &third] {
+        v.wait_writes(128)?;
+    }
     c.node(3).kill()?;
     let known = there.last_words()?;
     wait_alive(c, 3, false)?;
-    says_no(c, &["forget", "n3"], &["node n3 holds parts of 2 volumes", "carried-home", "carried-lent"])?;
+    says_no(
+        c,
+        &["forget", "n3"],
+        &["node n3 holds parts of 3 volumes", "carried-home", "carried-lent", "carried-far"],
+    )?;
 
     let disks = c.spec().pool_disks();
     for disk in 0..disks {
@@ -240,6 +246,7 @@ fn disks_carried(c: &Cluster) -> Result<()> {
     ask(c, &["forget", "n3"])?;
     c.wait_survey("the disks to serve in n1", |s| serving(s, "n1") == 2 * usize::from(disks))?;
     borrower.wait_writes(128)?;
+    third.wait_writes(128)?;
     let csi = c.node_csi(1)?;
     retry("n1 to get the volume of the lost node", &NOT_YET, || csi.stage(&home, Use::Block))?;
     let dev = csi.publish(&home, Use::Block)?;
@@ -248,9 +255,13 @@ fn disks_carried(c: &Cluster) -> Result<()> {
     here.wait_writes(128)?;
     let known = here.finish()?;
     borrower.finish()?;
+    third.finish()?;
     csi.detach(&home)?;
     csi.detach(&lent)?;
-    c.csi().delete(&lent)?;
+    c.node_csi(2)?.detach(&far)?;
+    for id in [&lent, &far] {
+        c.csi().delete(id)?;
+    }
     c.wait_survey("the space to be wiped", |s| {
         rows(s, "disks").iter().all(|d| d["unwiped"].as_u64() == Some(0))
     })?;

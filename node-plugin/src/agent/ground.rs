@@ -172,8 +172,8 @@ pub trait Ground: Send + Sync + 'static {
     fn rescan(&self, link: &Link) -> Result<()>;
     /// Makes a connection anew that says it is live and is not.
     fn reset(&self, link: &Link) -> Result<()>;
-    /// Ends a connection. False, and nothing done, when a namespace of it is in use.
-    fn disconnect(&self, link: &Link) -> Result<bool>;
+    /// Ends a connection. False, and nothing done, when a namespace of it is in use and it is not to end nevertheless.
+    fn disconnect(&self, link: &Link, though_held: bool) -> Result<bool>;
 
     /// I/O of all volumes that have a device here.
     fn foreground(&self) -> Result<Foreground>;

@@ -397,8 +397,9 @@ impl Imports {
             .cloned()
             .collect();
         for l in strays {
-            info!(link = l.name, nqn, "the lender has moved to another address");
-            self.disconnect(l).await;
+            // What is in flight there fails, and goes on over the connection to where the disk is.
+            info!(link = l.name, nqn, "the lender has moved to another address, or its disk to another node");
+            self.disconnect(l, true).await;
         }
     }
 
@@ -409,7 +410,7 @@ impl Imports {
             if self.state_of(disk).2 {
                 return false;
             }
-            self.disconnect(l).await;
+            self.disconnect(l, false).await;
         }
         self.refresh().await;
         let mut links = self.lock();
@@ -420,9 +421,9 @@ impl Imports {
         false
     }
 
-    async fn disconnect(&self, l: super::ground::Link) {
+    async fn disconnect(&self, l: super::ground::Link, though_held: bool) {
         let (ground, name) = (self.ground.clone(), l.name.clone());
-        match self.calls.run(format!("disconnect {name}"), move || ground.disconnect(&l)).await {
+        match self.calls.run(format!("disconnect {name}"), move || ground.disconnect(&l, though_held)).await {
             Ok(Ok(true)) => info!(link = name, "disconnected"),
             Ok(Ok(false)) => info!(link = name, "a device of it is in use: left alone"),
             Ok(Err(e)) => warn!(link = name, error = %e, "not disconnected"),

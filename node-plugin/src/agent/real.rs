@@ -264,9 +264,9 @@ impl Ground for Kernel {
         Ok(self.nvme.reset_controller(&link.name)?)
     }
 
-    fn disconnect(&self, link: &Link) -> Result<bool> {
+    fn disconnect(&self, link: &Link, though_held: bool) -> Result<bool> {
         for n in self.nvme.namespaces()?.iter().filter(|n| n.block.nqn == link.nqn) {
-            if self.nvme.is_held(&n.block.name)? {
+            if !though_held && self.nvme.is_held(&n.block.name)? {
                 return Ok(false);
             }
         }

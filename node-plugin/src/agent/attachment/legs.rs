@@ -6,7 +6,7 @@
 //!
 //! Must not know: what stands on the legs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kernel::{
     DevNo,
@@ -39,9 +39,15 @@ pub enum LegAct {
 /// Whether each path of each leg works, where that is known.
 pub type Paths = BTreeMap<DiskId, Vec<(DevNo, bool)>>;
 
-/// Everything to be done to the legs now. `reinstate` allows trying failed paths again: not at every look, or a path
-/// that fails at once would be tried without end.
-pub fn plan_legs(i: &Input, seen: &Seen, paths: &Paths, reinstate: bool) -> Vec<LegAct> {
+/// Everything to be done to the legs now. `arrived`: disks that have come to this node and whose labels have the map.
+/// `reinstate` allows trying failed paths again: not at every look, or a path that fails at once would be tried without end.
+pub fn plan_legs(
+    i: &Input,
+    seen: &Seen,
+    paths: &Paths,
+    arrived: &BTreeSet<DiskId>,
+    reinstate: bool,
+) -> Vec<LegAct> {
     let queues = |t: &Table| {
         t.lines().iter().any(|l| matches!(l.target, Kt::MultipathBio { queue_if_no_path: true, .. }))
     };
@@ -69,7 +75,7 @@ pub fn plan_legs(i: &Input, seen: &Seen, paths: &Paths, reinstate: bool) -> Vec<
     let given_up: Vec<LegAct> = queued.filter(unused).collect();
     let mut acts: Vec<LegAct> = lengths.iter().filter_map(|(d, len)| leg_act(i, seen, *d, *len)).collect();
     acts.extend(given_up);
-    acts.extend(seen.legs.keys().filter_map(|d| near_act(i, seen, *d)));
+    acts.extend(arrived.iter().filter_map(|d| near_act(i, seen, *d)));
     // Legs under a goal that says nothing about them (a fence that waits for quiet) keep their paths too.
     for (d, f) in &seen.legs {
         let now = path_of(f.table.as_ref());
@@ -92,7 +98,8 @@ impl LegAct {
     }
 }
 
-fn path_of(t: Option<&Table>) -> Option<DevNo> {
+/// The path of a leg that has this table.
+pub fn path_of(t: Option<&Table>) -> Option<DevNo> {
     match t?.lines() {
         [one] => match one.target {
             Kt::MultipathBio { path, .. } => path,
@@ -123,7 +130,7 @@ fn leg_act(i: &Input, seen: &Seen, disk: DiskId, len: Sectors) -> Option<LegAct>
 /// multipath device is never anything else. So it gets a path to the slice that a lender would export, and a failure
 /// there is the disk's.
 fn near_act(i: &Input, seen: &Seen, disk: DiskId) -> Option<LegAct> {
-    let m = i.goal.map.as_ref().filter(|_| i.goal.builds() && i.labelled.contains(&disk))?;
+    let m = i.goal.map.as_ref().filter(|_| i.goal.builds())?;
     if i.goal.remotes.contains_key(&disk) || !m.map.used_disks().contains(&disk) {
         return None;
     }

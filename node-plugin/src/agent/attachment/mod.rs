@@ -120,10 +120,10 @@ struct Worker {
     recorded: Vec<RunRecord>,
     /// What they will have of it when the pass over the top has looked.
     recording: Vec<RunRecord>,
-    /// This node's disks whose labels the pass over the top writes before it looks.
-    labelling: BTreeSet<DiskId>,
-    /// Those whose labels have what the goal says, or what it said when the pass over the top that still runs began.
-    labelled: BTreeSet<DiskId>,
+    /// What they will have of it when the look after the legs is back.
+    arriving: Vec<RunRecord>,
+    /// Why a label does not have it, where a leg waits for that; empty when none does.
+    unlabelled: String,
     top: Lane<(Option<Seen>, End)>,
     top_wanted: bool,
     top_since: Instant,
@@ -170,8 +170,8 @@ impl Worker {
             extra: Extra::default(),
             recorded: vec![],
             recording: vec![],
-            labelling: BTreeSet::new(),
-            labelled: BTreeSet::new(),
+            arriving: vec![],
+            unlabelled: String::new(),
             top: None,
             top_wanted: true,
             top_since: Instant::now(),
@@ -253,9 +253,6 @@ impl Worker {
             && goal.map == self.goal.map
             && goal.builds() == self.goal.builds();
         let (held, busy) = (self.extra.held && same, self.extra.busy && same);
-        if self.top.is_none() && (goal.map != self.goal.map || goal.remotes != self.goal.remotes) {
-            self.labelled.clear();
-        }
         self.goal = goal;
         self.extra =
             Extra { held, busy, queueing: std::mem::take(&mut self.extra.queueing), trouble: String::new() };
@@ -295,10 +292,10 @@ impl Worker {
         // One that was opened again may have another label.
         self.recorded.clear();
         self.recording.clear();
-        if self.top.is_none() {
-            self.labelled.clear();
-        }
+        self.arriving.clear();
         self.top_wanted |= self.goal.builds();
+        // The top may wait for the leg of one that has come here.
+        self.side_wanted |= self.goal.builds();
     }
 
     /// The spare that the goal wants filled: where it begins, and its place.
@@ -318,7 +315,6 @@ impl Worker {
             node: self.ctx.node.clone(),
             areas,
             imports: self.imports.clone(),
-            labelled: self.labelled.clone(),
             was_whole: self.whole.is_some() && self.whole == self.filling(),
         }
     }
@@ -337,13 +333,66 @@ impl Worker {
             if self.legs.is_empty() {
                 return;
             }
-            let (ground, input, legs) = (self.ctx.ground.clone(), self.input(), self.legs.clone());
-            let reinstate = Instant::now() >= self.reinstate_after;
-            let what = format!("look after the legs of volume {}", self.volume);
-            self.side = Some(Box::pin(
-                self.ctx.calls.run(what, move || run_legs(&*ground, &input, &legs, reinstate)),
-            ));
+            self.side = Some(Box::pin(self.side_pass()));
         }
+    }
+
+    /// The look after the legs. A leg whose disk has come to this node goes on there once that disk's label has the map: it is
+    /// written here, because the top's pass may wait for this leg before it comes to that.
+    fn side_pass(&mut self) -> impl Future<Output = Result<LegsSeen, CallError>> + Send + 'static {
+        let (input, legs) = (self.input(), self.legs.clone());
+        let mut here = if self.goal.builds() { records(&input) } else { vec![] };
+        here.retain(|r| legs.contains(&r.disk));
+        let (known, mut arriving): (Vec<_>, Vec<_>) = here.into_iter().partition(|r| self.has_recorded(r));
+        self.arriving.clone_from(&arriving);
+        let mut arrived: BTreeSet<DiskId> = known.iter().map(|r| r.disk).collect();
+        let reinstate = Instant::now() >= self.reinstate_after;
+        let (ctx, newest, mine) = (self.ctx.clone(), self.newest.clone(), self.number);
+        let look = move |arrived: BTreeSet<DiskId>, reinstate| {
+            let what = format!("look after the legs of volume {}", input.goal.volume);
+            let (ctx, input, legs) = (ctx.clone(), input.clone(), legs.clone());
+            async move {
+                let ground = ctx.ground.clone();
+                ctx.calls.run(what, move || run_legs(&*ground, &input, &legs, &arrived, reinstate)).await
+            }
+        };
+        let disks = self.ctx.disks.clone();
+        async move {
+            let mut seen = look(arrived.clone(), reinstate).await?;
+            arriving.retain(|r| seen.legs.contains(&r.disk));
+            for r in arriving {
+                // A newer goal's label must not be overtaken. Nothing comes between this and the label's queue.
+                if newest.load(Ordering::Acquire) != mine {
+                    seen.unfinished = true;
+                    break;
+                }
+                let disk = r.disk;
+                match disks.record_runs(r).await {
+                    Ok(()) => drop(seen.labelled.insert(disk)),
+                    Err(e) => seen.unlabelled = e.to_string(),
+                }
+            }
+            if seen.labelled.is_empty() {
+                return Ok(seen);
+            }
+            arrived.extend(&seen.labelled);
+            let again = look(arrived, false).await?;
+            Ok(LegsSeen {
+                acted: seen.acted || again.acted,
+                unfinished: seen.unfinished || again.unfinished,
+                reinstated: seen.reinstated,
+                labelled: seen.labelled,
+                unlabelled: seen.unlabelled,
+                failed: seen.failed.or(again.failed),
+                legs: again.legs,
+                queueing: again.queueing,
+            })
+        }
+    }
+
+    /// Whether a disk's label is known to have this. It is written for a new map, not for a new epoch.
+    fn has_recorded(&self, r: &RunRecord) -> bool {
+        self.recorded.iter().any(|known| known.disk == r.disk && known.map == r.map)
     }
 
     fn top_pass(
@@ -352,10 +401,8 @@ impl Worker {
     ) -> impl Future<Output = (Option<Seen>, End)> + Send + 'static {
         let input = self.input();
         self.recording = if self.goal.builds() { records(&input) } else { vec![] };
-        self.labelling = self.recording.iter().map(|r| r.disk).collect();
         let mut to_record = self.recording.clone();
-        // A label is written for a new map, not for a new epoch.
-        to_record.retain(|r| !self.recorded.iter().any(|known| known.disk == r.disk && known.map == r.map));
+        to_record.retain(|r| !self.has_recorded(r));
         let (ctx, legs, newest, mine) =
             (self.ctx.clone(), self.legs.clone(), self.newest.clone(), self.number);
         async move {
@@ -392,10 +439,6 @@ impl Worker {
         self.note_let_go(&seen);
         if number != self.number {
             return;
-        }
-        // A pass looks when the labels are written, and may then wait for a leg whose disk has come here.
-        for d in &self.labelling {
-            self.side_wanted |= self.labelled.insert(*d) && seen.legs.contains_key(d);
         }
         let standing = status(&self.input(), &seen, &self.extra).standing;
         self.seen = Some(seen);
@@ -463,6 +506,17 @@ impl Worker {
             warn!(error = %e, "a leg could not be brought right, will try again");
             self.side_retry = Some(now + FAILED.0);
         }
+        for r in std::mem::take(&mut self.arriving).into_iter().filter(|r| s.labelled.contains(&r.disk)) {
+            self.recorded.retain(|known| known.disk != r.disk);
+            self.recorded.push(r);
+        }
+        if s.unlabelled != self.unlabelled && !s.unlabelled.is_empty() {
+            warn!(why = s.unlabelled, "a leg cannot go on on its disk, which has come here; will try again");
+        }
+        if s.unfinished || !s.unlabelled.is_empty() {
+            self.side_retry = Some(now + FAILED.0);
+        }
+        self.unlabelled = s.unlabelled;
         if s.queueing != self.extra.queueing {
             info!(queueing = ?s.queueing, "legs without a path");
         }

@@ -197,12 +197,24 @@ pub struct LegsSeen {
     pub acted: bool,
     /// Legs whose path was put back to use: it may fail again at once.
     pub reinstated: BTreeSet<DiskId>,
+    /// Disks that have come to this node and whose labels were written.
+    pub labelled: BTreeSet<DiskId>,
+    /// Why one's was not; empty when all were.
+    pub unlabelled: String,
+    /// Whether something is left to be done that nothing else will call for.
+    pub unfinished: bool,
     /// The first failure.
     pub failed: Option<GroundError>,
 }
 
-/// Looks after the legs once.
-pub fn run_legs(g: &dyn Ground, i: &Input, legs: &BTreeSet<DiskId>, reinstate: bool) -> LegsSeen {
+/// Looks after the legs once. `arrived`: disks that have come to this node and whose labels have the map.
+pub fn run_legs(
+    g: &dyn Ground,
+    i: &Input,
+    legs: &BTreeSet<DiskId>,
+    arrived: &BTreeSet<DiskId>,
+    reinstate: bool,
+) -> LegsSeen {
     let mut out = LegsSeen::default();
     // What a leg is to stand on comes first, and has its number when it has been looked at.
     for round in 0..ROUNDS {
@@ -214,7 +226,8 @@ pub fn run_legs(g: &dyn Ground, i: &Input, legs: &BTreeSet<DiskId>, reinstate: b
         out.legs = seen.legs.keys().chain(seen.near.keys()).copied().collect();
         let dead = |p: &Vec<(kernel::DevNo, bool)>| p.iter().all(|(_, up)| !up);
         out.queueing = paths.iter().filter(|(_, p)| dead(p)).map(|(d, _)| *d).collect();
-        let acts = plan_legs(i, &seen, &paths, reinstate && round == 0);
+        let acts = plan_legs(i, &seen, &paths, arrived, reinstate && round == 0);
+        out.unfinished = !acts.is_empty();
         if acts.is_empty() || round + 1 == ROUNDS {
             break;
         }

@@ -60,8 +60,6 @@ pub struct Input {
     pub node: NodeName,
     /// Data areas of the map's disks that serve on this node.
     pub areas: BTreeMap<DiskId, DataArea>,
-    /// Disks of this node whose labels have the map.
-    pub labelled: BTreeSet<DiskId>,
     /// Imported slices of the volume.
     pub imports: BTreeMap<DiskId, Import>,
     /// The goal's spare was whole once: a mirror that is not there any more is not made again for it. The controller
@@ -298,8 +296,9 @@ fn plan_open(i: &Input, seen: &Seen) -> Next {
         return Next::Do(Act::Remove(DmRole::Leg(v, d)));
     }
     // A leg of a disk that has left again may not have found its new path yet.
-    let free = seen.near.keys().find(|d| !seen.legs.contains_key(d));
-    free.map_or(Next::Done, |d| Next::Do(Act::Remove(DmRole::Near(v, *d))))
+    let path_of = |d| seen.legs.get(d).and_then(|l| super::legs::path_of(l.table.as_ref()));
+    let free = seen.near.iter().find(|(d, f)| path_of(*d) != Some(f.dev));
+    free.map_or(Next::Done, |(d, _)| Next::Do(Act::Remove(DmRole::Near(v, *d))))
 }
 
 /// Whether the volume is to be served through a mirror, with its top device; or what comes before either. A mirror that

@@ -122,6 +122,16 @@ impl Fake {
         self.changed.notify_all();
     }
 
+    /// A disk's label is written; false when the process is dead.
+    pub(crate) fn label(&self, disk: DiskId) -> bool {
+        let mut w = self.lock();
+        let alive = w.left != Some(0);
+        if alive {
+            w.log.push(format!("label {disk}"));
+        }
+        alive
+    }
+
     /// Waits, as the kernel does, until nothing is queued any more by the legs that a device stands on. A process that is killed
     /// does not wait.
     fn drain(&self, role: &DmRole) {
@@ -328,7 +338,7 @@ impl Ground for Fake {
         Ok(())
     }
 
-    fn disconnect(&self, link: &Link) -> Result<bool> {
+    fn disconnect(&self, link: &Link, _: bool) -> Result<bool> {
         self.lock().fabric.links.retain(|l| l != link);
         Ok(true)
     }

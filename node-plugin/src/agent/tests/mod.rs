@@ -34,18 +34,23 @@ use crate::{
 
 const LOCAL: DiskId = DiskId::from_u128(1);
 const REMOTE: DiskId = DiskId::from_u128(2);
+const OTHER: DiskId = DiskId::from_u128(3);
 const LIMIT: Duration = Duration::from_secs(30);
 
 fn me() -> NodeName {
     "n1".parse().unwrap()
 }
 
-struct OneDisk(watch::Sender<u64>, Arc<Retirements>);
+struct Room {
+    changes: watch::Sender<u64>,
+    wipes: Arc<Retirements>,
+    kernel: Weak<Fake>,
+}
 
 #[async_trait]
-impl Disks for OneDisk {
+impl Disks for Room {
     fn data_area(&self, disk: DiskId) -> Option<DataArea> {
-        let minor = [LOCAL, REMOTE].iter().position(|d| *d == disk)?;
+        let minor = [LOCAL, REMOTE, OTHER].iter().position(|d| *d == disk)?;
         Some(DataArea {
             dev: DevNo::new(254, minor as u32),
             path: "/dev/vda".into(),
@@ -54,16 +59,18 @@ impl Disks for OneDisk {
         })
     }
 
-    async fn record_runs(&self, _: RunRecord) -> Result<(), RecordError> {
-        Ok(())
+    async fn record_runs(&self, r: RunRecord) -> Result<(), RecordError> {
+        self.wipes.check(r.disk, r.volume, r.epoch)?;
+        let written = self.kernel.upgrade().is_some_and(|k| k.label(r.disk));
+        written.then_some(()).ok_or(RecordError::NotServing(r.disk))
     }
 
     fn retirements(&self) -> Arc<Retirements> {
-        self.1.clone()
+        self.wipes.clone()
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
-        self.0.subscribe()
+        self.changes.subscribe()
     }
 }
 
@@ -106,7 +113,8 @@ impl Life {
     fn start(kernel: &Arc<Fake>) -> Self {
         let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (disks, wipes) = (watch::Sender::new(0), Arc::<Retirements>::default());
-        let room = Arc::new(OneDisk(disks.clone(), wipes.clone()));
+        let (changes, kernel_too) = (disks.clone(), Arc::downgrade(kernel));
+        let room = Arc::new(Room { changes, wipes: wipes.clone(), kernel: kernel_too });
         let holders = Arc::strong_count(kernel);
         let agent = rt.block_on(Agent::start(me(), kernel.clone(), room)).unwrap();
         Self { rt: Some(rt), agent: Some(agent), kernel: Arc::downgrade(kernel), holders, wipes, disks }
@@ -476,10 +484,55 @@ fn what_a_leg_queues_goes_on_when_its_disk_has_come_here() {
         let at = |what: &str| log.iter().position(|l| *l == what);
         let (near, leg) = (DmRole::Near(V, REMOTE).dm_name(), leg.dm_name());
         assert!(at(&format!("set {near}")) < at(&format!("set {leg}")), "{log:?}");
+        assert!(
+            at(&format!("label {REMOTE}")).is_some_and(|l| Some(l) < at(&format!("set {near}"))),
+            "{log:?}"
+        );
         if whole {
             return;
         }
     }
+}
+
+/// The pass over the top is inside of the kernel all the while, and writes no label.
+#[test]
+fn a_disk_that_comes_while_the_top_waits_for_its_leg_is_taken_up() {
+    let k = kernel_with_import(8);
+    k.import(names::slice_id(V, OTHER, &me()), ExtentSize::DEFAULT.sectors_of(Extents::new(8)));
+    let told = |epoch, remotes: &[DiskId]| {
+        let mut g = goal(V, epoch, Role::Writer, 8);
+        let far = g.remotes[&REMOTE].clone();
+        g.remotes = remotes.iter().map(|d| (*d, far.clone())).collect();
+        if let Some(m) = &mut g.map {
+            m.map.0[0].legs[0].disk = OTHER;
+        }
+        g
+    };
+    let life = Life::start(&k);
+    life.attach(told(1, &[REMOTE, OTHER]));
+    life.until(V, 1, Standing::Open);
+    {
+        let mut w = k.lock();
+        for d in [REMOTE, OTHER] {
+            w.devices.get_mut(&DmRole::Leg(V, d)).unwrap().path_failed = true;
+        }
+        w.fabric.imports.values_mut().for_each(|m| m.live = false);
+        w.log.clear();
+    }
+    k.notify();
+    life.wait("the view", || life.agent().ctx.imports.import(V, REMOTE).is_some_and(|m| !m.live));
+    life.attach(told(2, &[OTHER]));
+    let near = |d| k.lock().devices.contains_key(&DmRole::Near(V, d));
+    life.wait("the first one's leg to go on", || near(REMOTE));
+    life.attach(told(3, &[]));
+    life.disks.send_modify(|n| *n += 1);
+    life.wait("the top alone", || roles(&k) == [DmRole::Top(V)]);
+    life.until(V, 3, Standing::Open);
+    let log = k.lock().log.clone();
+    assert!(!log.iter().any(|l| l.starts_with("fail queued") || l.starts_with("reinstate")), "{log:?}");
+    let at = |what: String| log.iter().position(|l| *l == what);
+    let label = at(format!("label {OTHER}"));
+    assert!(label.is_some() && label < at(format!("set {}", DmRole::Near(V, OTHER).dm_name())), "{log:?}");
 }
 
 #[test]
