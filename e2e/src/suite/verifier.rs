@@ -34,13 +34,15 @@ impl Verifier {
         Self::on(Arc::clone(c.node(n)), name, |w, stop| w.command(device, seed, stop))
     }
 
-    /// One that looks now and then, on any lab's node, in a control group with as little of the processor as a pod that asks for none.
-    pub(super) fn as_pod(node: Arc<Node>, name: &str, device: &str, seed: u64) -> Result<Self> {
-        const GROUP: &str = "/sys/fs/cgroup/kubepods/besteffort/lab";
+    /// One that looks now and then, on any lab's node, in a control group with as much of the processor as this pod of the node's has
+    /// that asks for some.
+    pub(super) fn beside(node: Arc<Node>, pod: &str, name: &str, device: &str, seed: u64) -> Result<Self> {
+        const PODS: &str = "/sys/fs/cgroup/kubepods/burstable";
         Self::on(node, name, |w, stop| {
             let command = w.rare(device, seed, stop);
             format!(
-                "sh -c 'mkdir -p {GROUP} && echo 1 >{GROUP}/cpu.weight && echo $$ >{GROUP}/cgroup.procs && exec {command}'"
+                "sh -c 'mkdir -p {PODS}/lab && cat {PODS}/pod{pod}/cpu.weight >{PODS}/lab/cpu.weight && \
+                 echo $$ >{PODS}/lab/cgroup.procs && exec {command}'"
             )
         })
     }

@@ -240,7 +240,7 @@ fn rolling(c: &mut KubeCluster) -> Result<()> {
     claim_on_n1(c, &["held"])?;
     let io = PodIo::start(c, 2, "held-io", "held", Mode::Block, 51)?.begun(c)?;
     // The volume lies on n1 and is used on n2.
-    let plain = Plain::start(c, 1, 2, 52)?;
+    let plain = Plain::start(c, 1, &io, 52)?;
     c.plane().kubectl(&["rollout", "restart", "-n", WEIR, "daemonset/weir-node"])?;
     rolled(c, "daemonset/weir-node")?;
     let r = io.wait_writes(16)?;

@@ -3,6 +3,7 @@
 use std::{fs, path::PathBuf, sync::Arc};
 
 use anyhow::{Context, Result};
+use serde_json::json;
 
 use super::{
     delete_pod,
@@ -17,8 +18,8 @@ use crate::{
     verify::{Content, Report},
 };
 
-/// Verified I/O of one node on a disk of another by plain NVMe over TCP, without Weir, and with as little of the processor as a pod:
-/// what the nodes and their network do to a pod's I/O meanwhile.
+/// Verified I/O of one node on a disk of another by plain NVMe over TCP, without Weir, and with as much of the processor as a pod
+/// beside it: what the nodes and their network do to that pod's I/O meanwhile.
 pub(super) struct Plain {
     lender: Arc<Node>,
     consumer: Arc<Node>,
@@ -26,14 +27,16 @@ pub(super) struct Plain {
 }
 
 impl Plain {
-    /// On the disk of node `lender` that Weir does not know.
-    pub(super) fn start(c: &KubeCluster, lender: u8, consumer: u8, seed: u64) -> Result<Self> {
-        let [lender, consumer] = [lender, consumer].map(|n| Arc::clone(c.node(n)));
+    /// On the disk of node `lender` that Weir does not know, beside this pod.
+    pub(super) fn start(c: &KubeCluster, lender: u8, pod: &PodIo, seed: u64) -> Result<Self> {
+        let (lender, consumer) = (Arc::clone(c.node(lender)), Arc::clone(&pod.node));
+        let found = c.get(&["pod", &pod.pod])?;
+        let uid = found["metadata"]["uid"].as_str().context("the pod's uid")?;
         // What an earlier one wrote would be taken for this one's.
         lender.run_ok(&format!("blkdiscard -z {}", lender.disk(c.pool_disks())))?;
         let devices = nvmet::share(&lender, &consumer, &[lender.disk(c.pool_disks())])?;
         let device = devices.first().context("one device")?;
-        let verifier = Verifier::as_pod(Arc::clone(&consumer), "plain", device, seed)?;
+        let verifier = Verifier::beside(Arc::clone(&consumer), uid, "plain", device, seed)?;
         Ok(Self { lender, consumer, verifier })
     }
 
@@ -105,7 +108,10 @@ impl PodIo {
         };
         let node = io.node.name();
         let pod = Pod { name, node: Some(&node), claim, mode, script: &script };
-        c.create(&[with_tools(pod.object())])?;
+        let mut pod = with_tools(pod.object());
+        // What KubeVirt asks for in the name of a virtual machine of one processor.
+        pod["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "100m"}});
+        c.create(&[pod])?;
         Ok(io)
     }
 
