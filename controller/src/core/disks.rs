@@ -89,11 +89,6 @@ impl DiskSlot {
         self.record.disk.state == DiskState::Released || next == Some(Some(DiskState::Released))
     }
 
-    /// Whether its node has looked, in its present session, and has not got it.
-    fn is_missed(&self) -> bool {
-        self.seen.as_ref().is_some_and(|s| s.condition == Some(Condition::Missing))
-    }
-
     /// Whether what a person wants of it is not on record yet.
     pub(super) fn has_wish(&self) -> bool {
         self.wish.is_some()
@@ -283,7 +278,21 @@ impl Engine {
         id
     }
 
-    /// A device with a label of ours: the disk that it names, wherever it is.
+    /// Whether its node has looked, in its present session, and has not got it.
+    fn is_missed(&self, s: &DiskSlot) -> bool {
+        let there = self.nodes.get(&s.record.disk.node).and_then(|n| n.devices.get(&s.record.device_id));
+        match s.seen.as_ref().and_then(|seen| seen.condition) {
+            Some(Condition::Missing) => true,
+            // Another device has its name now.
+            Some(Condition::Failed) => {
+                there.is_some_and(|d| matches!(d.content, Content::Blank | Content::Foreign))
+            }
+            Some(Condition::Serving | Condition::Released) | None => false,
+        }
+    }
+
+    /// A device with a label of ours: the disk that it names, wherever it is. One that is to be taken from another node is moved by
+    /// the next write of its record.
     fn consider_labelled(
         &mut self,
         name: &NodeName,
@@ -292,12 +301,25 @@ impl Engine {
         disk: DiskId,
         pool: &str,
     ) -> Result<DiskId, String> {
+        let judged = self.judge_labelled(name, disk, pool);
+        if let Some(s) = self.disks.get_mut(&disk) {
+            let takes = judged.is_ok() && s.record.disk.node != *name;
+            let to = takes.then(|| (name.clone(), id.to_owned(), device.path.clone()));
+            // What was so a moment ago may not be so any more.
+            let mine = s.moved.as_ref().is_some_and(|(n, ..)| n == name);
+            s.moved = if to.is_some() || mine { to } else { s.moved.take() };
+        }
+        judged.map(|()| disk)
+    }
+
+    /// Whether the disk that a label names is this node's, or is to become so.
+    fn judge_labelled(&self, name: &NodeName, disk: DiskId, pool: &str) -> Result<(), String> {
         let Some(slot) = self.disks.get(&disk) else {
             return Err(format!("is labelled as disk {disk} of pool {pool}, which is not on record here"));
         };
         let on = slot.record.disk.node.clone();
         if on == *name {
-            return Ok(disk);
+            return Ok(());
         }
         let state = slot.record.disk.state;
         if state == DiskState::Released {
@@ -311,7 +333,7 @@ impl Engine {
             return Err(format!("is labelled as disk {disk}, which node {on} has as well: neither is moved"));
         }
         // That it does not show the disk says nothing before it has looked at all of its devices.
-        if alive && !slot.is_missed() {
+        if alive && !self.is_missed(slot) {
             return Err(format!(
                 "is labelled as disk {disk} of node {on}, which has not said that it is missing there"
             ));
@@ -323,10 +345,7 @@ impl Engine {
                  `weir forget {on}` has it taken here with all that lies on it"
             ));
         }
-        if let Some(s) = self.disks.get_mut(&disk) {
-            s.moved = Some((name.clone(), id.to_owned(), device.path.clone()));
-        }
-        Ok(disk)
+        Ok(())
     }
 
     /// What a node said in earlier sessions of its devices and disks counts no more.
@@ -348,6 +367,10 @@ impl Engine {
             // Newer than what was said of the device, which was blank before it was claimed.
             let pool = slot.record.disk.pool.to_string();
             (d.content, d.findings) = (Content::Weir { disk: id, pool }, vec![]);
+        }
+        if seen.condition != Some(Condition::Missing) {
+            // It came back before its move was on record.
+            slot.moved = None;
         }
         slot.seen = Some(seen);
         Some(id)

@@ -347,6 +347,7 @@ impl Engine {
     pub(super) fn on_report(&mut self, name: &NodeName, report: Report) {
         let mut touched = BTreeSet::new();
         let full = report.full;
+        let of_disks = full || !report.devices.is_empty() || !report.disks.is_empty();
         if full {
             self.forget_seen(name, &mut touched);
         }
@@ -423,7 +424,9 @@ impl Engine {
         for v in touched {
             self.advance(v);
         }
-        self.settle_contested(name);
+        if of_disks {
+            self.settle_contested(name);
+        }
     }
 
     /// A full report replaces everything that the node had said in earlier sessions, except what it has confirmed to

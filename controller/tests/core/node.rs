@@ -135,6 +135,15 @@ impl Node {
         (d.label.unwrap(), d.size)
     }
 
+    /// Puts a blank device in.
+    pub(crate) fn insert(&self, id: &str, size: Bytes) {
+        self.state
+            .lock()
+            .unwrap()
+            .devices
+            .insert(id.into(), Dev { size, label: None, content: Content::Blank });
+    }
+
     /// Erases a device's label.
     pub(crate) fn strip(&self, id: &str) {
         self.state.lock().unwrap().devices.get_mut(id).unwrap().label = None;
@@ -321,6 +330,10 @@ impl Node {
                         d.label = Some(disk);
                         d.content = Content::Weir { disk, pool: "p".into() };
                         self.world.soil(disk, extents(d).get());
+                    }
+                    if *role == DiskRole::Serve && d.label != Some(disk) {
+                        report.disks.push(DiskSeen { condition: Some(Condition::Failed), ..nothing(disk) });
+                        continue;
                     }
                     if *role == DiskRole::Release {
                         d.label = None;

@@ -269,6 +269,24 @@ async fn a_disk_that_two_nodes_reach_stays_until_its_node_has_looked_and_has_not
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_disk_is_taken_elsewhere_though_its_node_has_another_under_its_name() {
+    let rig = Rig::over(patient(), Arc::new(Memory::default()), &[10, 10]).await;
+    let v = rig.create("v", 4, Some("n1")).await;
+    let (disk, size) = rig.nodes[0].pull("n1-serial-0");
+    rig.nodes[0].insert("n1-serial-0", size);
+    rig.nodes[1].push("carried", disk, size);
+    rig.nodes[1].rescan().await;
+    rig.nodes[0].connect(&rig.core).await;
+    until("it serves in n2", || async {
+        let s = rig.core.survey().await;
+        s.disks.iter().any(|d| d.disk == disk && d.node == rig.name(1) && d.state == "serving").then_some(())
+    })
+    .await;
+    rig.attach(v.id, 1, &RWO).await.unwrap();
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_leaves_a_volume_is_gone_though_its_lenders_disk_has_come_to_it() {
     let rig = Rig::over(patient(), Arc::new(Memory::default()), &[10, 10]).await;
     let v = rig.create("v", 4, Some("n1")).await;

@@ -298,11 +298,11 @@ impl Imports {
                 }
                 continue;
             }
+            self.drop_strays(&nqn, peer).await;
             let link =
                 self.view.borrow().links.iter().find(|l| l.nqn == nqn && l.peer == Some(peer)).cloned();
             let wait = match link {
                 None => {
-                    self.drop_strays(&nqn, peer).await;
                     match self.connect(disk, peer).await {
                         Ok(()) => {
                             info!(%disk, address = %peer.0, port = peer.1, "connected");

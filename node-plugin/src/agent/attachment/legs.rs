@@ -2,7 +2,7 @@
 //! because a swap of the top can wait for I/O that only a leg's path can let go on.
 //!
 //! Invariants: a leg queues while it has no path, except when its volume is to go, or when nothing of its disk is used
-//! any more. A leg is never made shorter and never removed here.
+//! any more. A leg is never made shorter and never removed here; what it stood on here is.
 //!
 //! Must not know: what stands on the legs.
 
@@ -21,7 +21,7 @@ use pool::{
 };
 
 use super::plan::{Input, Seen, lookup, wanted};
-use crate::agent::resolve::resolve;
+use crate::agent::{ground::Found, resolve::resolve};
 
 /// One act on a leg.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub enum LegAct {
     Reinstate(DmRole, DevNo),
     /// Fail what it queues.
     FailQueued(DmRole),
+    /// Remove what it stood on.
+    Remove(DmRole),
 }
 
 /// Whether each path of each leg works, where that is known.
@@ -76,6 +78,15 @@ pub fn plan_legs(
     let mut acts: Vec<LegAct> = lengths.iter().filter_map(|(d, len)| leg_act(i, seen, *d, *len)).collect();
     acts.extend(given_up);
     acts.extend(arrived.iter().filter_map(|d| near_act(i, seen, *d)));
+    let left = |d: &DiskId, near: &Found| {
+        seen.legs.get(d).is_none_or(|l| path_of(l.table.as_ref()) != Some(near.dev))
+    };
+    let left: Vec<DiskId> = seen.near.iter().filter(|(d, f)| left(d, f)).map(|(d, _)| *d).collect();
+    for d in left {
+        if !acts.iter().any(|a| a.is_about(d)) {
+            acts.push(LegAct::Remove(DmRole::Near(i.goal.volume, d)));
+        }
+    }
     // Legs under a goal that says nothing about them (a fence that waits for quiet) keep their paths too.
     for (d, f) in &seen.legs {
         let now = path_of(f.table.as_ref());
@@ -93,13 +104,16 @@ pub fn plan_legs(
 
 impl LegAct {
     fn is_about(&self, disk: DiskId) -> bool {
-        let (LegAct::Set(r, _) | LegAct::Clear(r) | LegAct::Reinstate(r, _) | LegAct::FailQueued(r)) = self;
+        let (LegAct::Set(r, _)
+        | LegAct::Clear(r)
+        | LegAct::Reinstate(r, _)
+        | LegAct::FailQueued(r)
+        | LegAct::Remove(r)) = self;
         matches!(r, DmRole::Leg(_, d) | DmRole::Near(_, d) if *d == disk)
     }
 }
 
-/// The path of a leg that has this table.
-pub fn path_of(t: Option<&Table>) -> Option<DevNo> {
+fn path_of(t: Option<&Table>) -> Option<DevNo> {
     match t?.lines() {
         [one] => match one.target {
             Kt::MultipathBio { path, .. } => path,

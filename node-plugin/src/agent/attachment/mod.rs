@@ -1,7 +1,8 @@
 //! One volume on this node: a task that brings its devices to the newest goal and says what it sees.
 //!
-//! Two lanes run side by side, each with at most one kernel call at a time: the top (with map and write leg), and the
-//! legs. A swap of the top may wait until a leg has its path back, so the legs must not wait for the top.
+//! Lanes run side by side, each with at most one call at a time: the top (with map and write leg), the legs with what they
+//! stand on here, and labels that a leg waits for. A swap of the top may wait until a leg has its path back, so the legs must
+//! not wait for the top, nor for a disk.
 //!
 //! Invariants
 //! - A report under a goal rests on a look that was made under that goal.
@@ -52,7 +53,7 @@ use super::{
     model::{AttachmentGoal, AttachmentReport, Standing},
     retry::Backoff,
 };
-use crate::disks_api::RunRecord;
+use crate::disks_api::{RecordError, RunRecord};
 
 /// After so long a pass is said to be stuck.
 const STUCK: Duration = Duration::from_secs(5);
@@ -65,6 +66,13 @@ const FAILED: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 
 /// Pause between two looks at a mirror. Its end comes with an event.
 const PROGRESS: Duration = Duration::from_secs(1);
+
+/// What became of writing a label.
+struct Labelled {
+    era: u64,
+    record: RunRecord,
+    done: Result<(), RecordError>,
+}
 
 type Lane<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
@@ -120,20 +128,27 @@ struct Worker {
     recorded: Vec<RunRecord>,
     /// What they will have of it when the pass over the top has looked.
     recording: Vec<RunRecord>,
-    /// What they will have of it when the look after the legs is back.
-    arriving: Vec<RunRecord>,
-    /// Why a label does not have it, where a leg waits for that; empty when none does.
-    unlabelled: String,
-    top: Lane<(Option<Seen>, End)>,
+    /// Disks whose labels did not get it, where a leg waits for that: not tried again yet.
+    unlabelled: BTreeSet<DiskId>,
+    /// Why, as it was last said.
+    refused: BTreeMap<DiskId, String>,
+    /// Counts what makes the outcome of writing a label say nothing: another goal, other disks.
+    era: u64,
+    labels: Lane<Labelled>,
+    labels_wanted: bool,
+    labels_retry: Option<Instant>,
+    labels_failed: Backoff,
+    top: Lane<(u64, Option<Seen>, End)>,
     top_wanted: bool,
     top_since: Instant,
     stuck: bool,
     top_retry: Option<Instant>,
     in_use: Backoff,
     failed: Backoff,
-    side: Lane<Result<LegsSeen, CallError>>,
+    side: Lane<(u64, Result<LegsSeen, CallError>)>,
     side_wanted: bool,
     side_retry: Option<Instant>,
+    unfinished: Backoff,
     reinstate: Backoff,
     reinstate_after: Instant,
     /// Disks whose path the last look after the legs took up again.
@@ -170,8 +185,13 @@ impl Worker {
             extra: Extra::default(),
             recorded: vec![],
             recording: vec![],
-            arriving: vec![],
-            unlabelled: String::new(),
+            unlabelled: BTreeSet::new(),
+            refused: BTreeMap::new(),
+            era: 0,
+            labels: None,
+            labels_wanted: true,
+            labels_retry: None,
+            labels_failed: Backoff::new(FAILED.0, FAILED.1),
             top: None,
             top_wanted: true,
             top_since: Instant::now(),
@@ -182,6 +202,7 @@ impl Worker {
             side: None,
             side_wanted: true,
             side_retry: None,
+            unfinished: Backoff::new(FAILED.0, FAILED.1),
             reinstate: Backoff::new(REINSTATE.0, REINSTATE.1),
             reinstate_after: Instant::now(),
             reinstated: BTreeSet::new(),
@@ -202,7 +223,8 @@ impl Worker {
         loop {
             self.start_lanes(&seen_tx);
             let stuck = self.top.is_some().then_some(self.top_since + STUCK).filter(|t| *t > Instant::now());
-            let timer = [self.top_retry, self.side_retry, stuck].into_iter().flatten().min();
+            let timer =
+                [self.top_retry, self.side_retry, self.labels_retry, stuck].into_iter().flatten().min();
             tokio::select! {
                 biased;
                 r = self.goals.changed() => match r {
@@ -210,15 +232,19 @@ impl Worker {
                     Err(_) => return,
                 },
                 Some((number, seen)) = seen_rx.recv() => self.on_seen(number, seen),
-                (seen, end) = lane(&mut self.top) => {
+                (number, seen, end) = lane(&mut self.top) => {
                     self.top = None;
                     // What was told on the way is older than how it ended.
                     while seen_rx.try_recv().is_ok() {}
-                    self.on_top(seen, end);
+                    self.on_top(number, seen, end);
                 }
-                r = lane(&mut self.side) => {
+                (number, r) = lane(&mut self.side) => {
                     self.side = None;
-                    self.on_side(r);
+                    self.on_side(number, r);
+                }
+                l = lane(&mut self.labels) => {
+                    self.labels = None;
+                    self.on_label(l);
                 }
                 at = held(&mut self.watch) => {
                     self.watch = None;
@@ -272,8 +298,18 @@ impl Worker {
         if !same_legs {
             (self.side_wanted, self.side_retry) = (true, None);
         }
+        self.want_labels();
         self.in_use.reset();
         self.failed.reset();
+        self.unfinished.reset();
+    }
+
+    /// Labels are to be looked after anew: what was heard of them counts no more.
+    fn want_labels(&mut self) {
+        self.era += 1;
+        self.unlabelled.clear();
+        self.labels_failed.reset();
+        (self.labels_wanted, self.labels_retry) = (true, None);
     }
 
     fn on_view(&mut self) {
@@ -292,10 +328,8 @@ impl Worker {
         // One that was opened again may have another label.
         self.recorded.clear();
         self.recording.clear();
-        self.arriving.clear();
+        self.want_labels();
         self.top_wanted |= self.goal.builds();
-        // The top may wait for the leg of one that has come here.
-        self.side_wanted |= self.goal.builds();
     }
 
     /// The spare that the goal wants filled: where it begins, and its place.
@@ -330,64 +364,54 @@ impl Worker {
         if self.side.is_none() && self.side_wanted {
             self.side_wanted = false;
             self.side_retry = None;
-            if self.legs.is_empty() {
-                return;
+            if !self.legs.is_empty() {
+                self.side = Some(Box::pin(self.side_pass()));
             }
-            self.side = Some(Box::pin(self.side_pass()));
+        }
+        if self.labels.is_none() && self.labels_wanted {
+            self.labels_wanted = false;
+            self.labels = self.next_label();
         }
     }
 
-    /// The look after the legs. A leg whose disk has come to this node goes on there once that disk's label has the map: it is
-    /// written here, because the top's pass may wait for this leg before it comes to that.
-    fn side_pass(&mut self) -> impl Future<Output = Result<LegsSeen, CallError>> + Send + 'static {
+    /// The look after the legs.
+    fn side_pass(&self) -> impl Future<Output = (u64, Result<LegsSeen, CallError>)> + Send + 'static {
         let (input, legs) = (self.input(), self.legs.clone());
-        let mut here = if self.goal.builds() { records(&input) } else { vec![] };
-        here.retain(|r| legs.contains(&r.disk));
-        let (known, mut arriving): (Vec<_>, Vec<_>) = here.into_iter().partition(|r| self.has_recorded(r));
-        self.arriving.clone_from(&arriving);
-        let mut arrived: BTreeSet<DiskId> = known.iter().map(|r| r.disk).collect();
+        let known = self.records_here(&input).filter(|r| self.has_recorded(r));
+        let arrived: BTreeSet<DiskId> = known.map(|r| r.disk).collect();
         let reinstate = Instant::now() >= self.reinstate_after;
         let (ctx, newest, mine) = (self.ctx.clone(), self.newest.clone(), self.number);
-        let look = move |arrived: BTreeSet<DiskId>, reinstate| {
-            let what = format!("look after the legs of volume {}", input.goal.volume);
-            let (ctx, input, legs) = (ctx.clone(), input.clone(), legs.clone());
-            async move {
-                let ground = ctx.ground.clone();
-                ctx.calls.run(what, move || run_legs(&*ground, &input, &legs, &arrived, reinstate)).await
-            }
-        };
-        let disks = self.ctx.disks.clone();
         async move {
-            let mut seen = look(arrived.clone(), reinstate).await?;
-            arriving.retain(|r| seen.legs.contains(&r.disk));
-            for r in arriving {
-                // A newer goal's label must not be overtaken. Nothing comes between this and the label's queue.
-                if newest.load(Ordering::Acquire) != mine {
-                    seen.unfinished = true;
-                    break;
-                }
-                let disk = r.disk;
-                match disks.record_runs(r).await {
-                    Ok(()) => drop(seen.labelled.insert(disk)),
-                    Err(e) => seen.unlabelled = e.to_string(),
-                }
-            }
-            if seen.labelled.is_empty() {
-                return Ok(seen);
-            }
-            arrived.extend(&seen.labelled);
-            let again = look(arrived, false).await?;
-            Ok(LegsSeen {
-                acted: seen.acted || again.acted,
-                unfinished: seen.unfinished || again.unfinished,
-                reinstated: seen.reinstated,
-                labelled: seen.labelled,
-                unlabelled: seen.unlabelled,
-                failed: seen.failed.or(again.failed),
-                legs: again.legs,
-                queueing: again.queueing,
-            })
+            let (ground, what) =
+                (ctx.ground.clone(), format!("look after the legs of volume {}", input.goal.volume));
+            let body = move || {
+                let ticket = Ticket { newest: &newest, mine };
+                run_legs(&*ground, &input, &legs, &arrived, &ticket, reinstate)
+            };
+            (mine, ctx.calls.run(what, body).await)
         }
+    }
+
+    /// What the label of a disk that has come to this node is to have before its leg can go on there. The top's pass writes
+    /// labels too, but may be waiting for this very leg.
+    fn next_label(&self) -> Lane<Labelled> {
+        let input = self.input();
+        let record = self
+            .records_here(&input)
+            .find(|r| !self.has_recorded(r) && !self.unlabelled.contains(&r.disk))?;
+        let (ctx, newest, mine, era) = (self.ctx.clone(), self.newest.clone(), self.number, self.era);
+        Some(Box::pin(async move {
+            // A newer goal's label must not be overtaken. Nothing comes between this and the label's queue.
+            let stale = newest.load(Ordering::Acquire) != mine;
+            let done = if stale { Ok(()) } else { ctx.disks.record_runs(record.clone()).await };
+            Labelled { era, record, done }
+        }))
+    }
+
+    /// What the labels of this node's disks that may have a leg are to have.
+    fn records_here(&self, i: &Input) -> impl Iterator<Item = RunRecord> {
+        let all = if self.goal.builds() { records(i) } else { vec![] };
+        all.into_iter().filter(|r| self.legs.contains(&r.disk))
     }
 
     /// Whether a disk's label is known to have this. It is written for a new map, not for a new epoch.
@@ -398,7 +422,7 @@ impl Worker {
     fn top_pass(
         &mut self,
         seen_tx: mpsc::UnboundedSender<(u64, Seen)>,
-    ) -> impl Future<Output = (Option<Seen>, End)> + Send + 'static {
+    ) -> impl Future<Output = (u64, Option<Seen>, End)> + Send + 'static {
         let input = self.input();
         self.recording = if self.goal.builds() { records(&input) } else { vec![] };
         let mut to_record = self.recording.clone();
@@ -407,8 +431,11 @@ impl Worker {
             (self.ctx.clone(), self.legs.clone(), self.newest.clone(), self.number);
         async move {
             for r in to_record {
+                if newest.load(Ordering::Acquire) != mine {
+                    return (mine, None, End::Superseded);
+                }
                 if let Err(e) = ctx.disks.record_runs(r).await {
-                    return (None, End::Wait(e.to_string()));
+                    return (mine, None, End::Wait(e.to_string()));
                 }
             }
             let ground = ctx.ground.clone();
@@ -422,8 +449,8 @@ impl Worker {
                 run_top(&*ground, &input, &legs, &ticket, &|s| drop(seen_tx.send((mine, s.clone()))))
             };
             match ctx.calls.run(what, body).await {
-                Ok(r) => r,
-                Err(e) => (None, End::Wait(e.to_string())),
+                Ok((seen, end)) => (mine, seen, end),
+                Err(e) => (mine, None, End::Wait(e.to_string())),
             }
         }
     }
@@ -448,16 +475,18 @@ impl Worker {
         }
     }
 
-    fn on_top(&mut self, seen: Option<Seen>, end: End) {
+    fn on_top(&mut self, number: u64, seen: Option<Seen>, end: End) {
         if let Some(s) = &seen {
             self.note_let_go(s);
         }
-        if matches!(end, End::Superseded) || self.newest.load(Ordering::Acquire) != self.number {
+        if matches!(end, End::Superseded) || number != self.number {
             self.top_wanted = true;
             return;
         }
         if let Some(s) = seen {
             self.legs.extend(s.legs.keys());
+            // Those that nothing stands on any more go with the look after the legs.
+            self.side_wanted |= self.goal.builds() && !s.near.is_empty();
             self.seen = Some(s);
             self.recorded = std::mem::take(&mut self.recording);
         }
@@ -492,31 +521,58 @@ impl Worker {
         self.say();
     }
 
-    fn on_side(&mut self, r: Result<LegsSeen, CallError>) {
+    fn on_label(&mut self, l: Labelled) {
+        self.labels_wanted = true;
+        if l.era != self.era {
+            return;
+        }
+        let disk = l.record.disk;
+        match l.done {
+            Ok(()) => {
+                self.recorded.retain(|known| known.disk != disk);
+                self.recorded.push(l.record);
+                self.side_wanted = true;
+            }
+            Err(e) => {
+                let why = e.to_string();
+                if self.refused.get(&disk) != Some(&why) {
+                    warn!(%disk, why, "a leg cannot go on on its disk, which has come here; will try again");
+                    self.refused.insert(disk, why);
+                }
+                self.unlabelled.insert(disk);
+                let at = self.labels_retry.unwrap_or_else(|| Instant::now() + self.labels_failed.pause());
+                self.labels_retry = Some(at);
+            }
+        }
+    }
+
+    /// The next look after the legs is no later than this.
+    fn look_by(&mut self, at: Instant) {
+        self.side_retry = Some(self.side_retry.map_or(at, |t| t.min(at)));
+    }
+
+    fn on_side(&mut self, number: u64, r: Result<LegsSeen, CallError>) {
         let now = Instant::now();
         let s = match r {
             Ok(s) => s,
             Err(e) => {
                 warn!(error = %e, "the legs were not looked after");
-                self.side_retry = Some(now + FAILED.0);
+                self.look_by(now + FAILED.0);
                 return;
             }
         };
         if let Some(e) = &s.failed {
             warn!(error = %e, "a leg could not be brought right, will try again");
-            self.side_retry = Some(now + FAILED.0);
+            self.look_by(now + FAILED.0);
         }
-        for r in std::mem::take(&mut self.arriving).into_iter().filter(|r| s.labelled.contains(&r.disk)) {
-            self.recorded.retain(|known| known.disk != r.disk);
-            self.recorded.push(r);
+        if number != self.number {
+            self.side_wanted = true;
+        } else if s.unfinished {
+            let pause = self.unfinished.pause();
+            self.look_by(now + pause);
+        } else {
+            self.unfinished.reset();
         }
-        if s.unlabelled != self.unlabelled && !s.unlabelled.is_empty() {
-            warn!(why = s.unlabelled, "a leg cannot go on on its disk, which has come here; will try again");
-        }
-        if s.unfinished || !s.unlabelled.is_empty() {
-            self.side_retry = Some(now + FAILED.0);
-        }
-        self.unlabelled = s.unlabelled;
         if s.queueing != self.extra.queueing {
             info!(queueing = ?s.queueing, "legs without a path");
         }
@@ -538,12 +594,14 @@ impl Worker {
             (false, _) => None,
         };
         if waits && s.queueing.iter().any(|d| self.imports.get(d).is_some_and(|m| m.live)) {
-            self.side_retry = Some(self.reinstate_after.max(now + Duration::from_millis(20)));
+            self.look_by(self.reinstate_after.max(now + Duration::from_millis(20)));
         }
         // The top may have waited for a leg; or the last thing left may be one.
         self.top_wanted |=
             s.acted || self.goal.role == Role::Absent && self.said_standing() != Standing::Absent;
+        let before = self.legs.len();
         self.legs.extend(&s.legs);
+        self.labels_wanted |= self.legs.len() > before;
         if self.extra.queueing != s.queueing {
             self.extra.queueing = s.queueing;
             self.say();
@@ -557,6 +615,10 @@ impl Worker {
         }
         if self.side_retry.is_some_and(|t| t <= now) {
             (self.side_retry, self.side_wanted) = (None, true);
+        }
+        if self.labels_retry.is_some_and(|t| t <= now) {
+            (self.labels_retry, self.labels_wanted) = (None, true);
+            self.unlabelled.clear();
         }
         if self.top.is_some() && self.top_since + STUCK <= now && !self.stuck {
             self.stuck = true;

@@ -197,10 +197,6 @@ pub struct LegsSeen {
     pub acted: bool,
     /// Legs whose path was put back to use: it may fail again at once.
     pub reinstated: BTreeSet<DiskId>,
-    /// Disks that have come to this node and whose labels were written.
-    pub labelled: BTreeSet<DiskId>,
-    /// Why one's was not; empty when all were.
-    pub unlabelled: String,
     /// Whether something is left to be done that nothing else will call for.
     pub unfinished: bool,
     /// The first failure.
@@ -213,6 +209,7 @@ pub fn run_legs(
     i: &Input,
     legs: &BTreeSet<DiskId>,
     arrived: &BTreeSet<DiskId>,
+    ticket: &Ticket<'_>,
     reinstate: bool,
 ) -> LegsSeen {
     let mut out = LegsSeen::default();
@@ -232,12 +229,17 @@ pub fn run_legs(
             break;
         }
         for act in acts {
+            // The top may have gone on meanwhile: what a leg stood on can be something else by now.
+            if ticket.is_stale() {
+                return out;
+            }
             tracing::debug!(volume = %i.goal.volume, act = ?act, "act on a leg");
             let done = match &act {
                 LegAct::Set(role, table) => g.set_table(role, table, false),
                 LegAct::Clear(role) => g.clear(role),
                 LegAct::Reinstate(role, path) => g.reinstate(role, *path),
                 LegAct::FailQueued(role) => g.fail_queued(role),
+                LegAct::Remove(role) => g.remove(role),
             };
             match done {
                 Ok(()) => out.acted = true,

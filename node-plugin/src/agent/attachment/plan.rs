@@ -6,7 +6,7 @@
 //!   for as long as the top is a guard, except that under a writer's goal it is swapped for the real map right
 //!   before the top is.
 //! - Nothing that stands is taken down because something below it is missing.
-//! - The legs are somebody else's ([`super::legs`]) until the top is gone.
+//! - The legs and what they stand on here are somebody else's ([`super::legs`]) until the top is gone.
 //!
 //! Must not know: ioctls, threads, reports.
 
@@ -295,10 +295,7 @@ fn plan_open(i: &Input, seen: &Seen) -> Next {
     if let Some(d) = stale_leg(i, seen) {
         return Next::Do(Act::Remove(DmRole::Leg(v, d)));
     }
-    // A leg of a disk that has left again may not have found its new path yet.
-    let path_of = |d| seen.legs.get(d).and_then(|l| super::legs::path_of(l.table.as_ref()));
-    let free = seen.near.iter().find(|(d, f)| path_of(*d) != Some(f.dev));
-    free.map_or(Next::Done, |(d, _)| Next::Do(Act::Remove(DmRole::Near(v, *d))))
+    Next::Done
 }
 
 /// Whether the volume is to be served through a mirror, with its top device; or what comes before either. A mirror that

@@ -79,6 +79,7 @@ pub fn start(ctx: Arc<Ctx>, goal: ExportGoal) -> Handle {
         seen: None,
         settled: false,
         recorded: None,
+        recording: None,
         retry_at: None,
         backoff: Backoff::new(FAILED.0, FAILED.1),
         trouble: String::new(),
@@ -100,6 +101,16 @@ enum End {
     Overtaken(Overtaken),
 }
 
+/// What a pass over the device came to.
+struct Passed {
+    /// Its goal's number.
+    number: u64,
+    seen: Option<Option<Found>>,
+    /// Whether the device is another than before.
+    changed: bool,
+    end: End,
+}
+
 /// What is known about the namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exported {
@@ -115,7 +126,7 @@ struct Worker {
     goals: watch::Receiver<ExportGoal>,
     newest: Arc<AtomicU64>,
     number: u64,
-    device: Lane<(Option<Option<Found>>, bool, End)>,
+    device: Lane<Passed>,
     device_wanted: bool,
     namespace: Lane<(Exported, Result<(), ExportError>)>,
     exported: Exported,
@@ -123,7 +134,10 @@ struct Worker {
     seen: Option<Option<Found>>,
     /// The device is as the present goal wants it.
     settled: bool,
+    /// The goal whose runs the disk's label has.
     recorded: Option<ExportGoal>,
+    /// The one whose runs it will have when the pass is over.
+    recording: Option<ExportGoal>,
     retry_at: Option<Instant>,
     backoff: Backoff,
     trouble: String,
@@ -143,15 +157,17 @@ impl Worker {
                     Ok(()) => self.take_goal(),
                     Err(_) => return,
                 },
-                (seen, changed, end) = lane(&mut self.device) => {
+                p = lane(&mut self.device) => {
                     self.device = None;
-                    self.on_device(seen, changed, end);
+                    self.on_device(p);
                 }
                 (state, r) = lane(&mut self.namespace) => {
                     self.namespace = None;
                     self.on_namespace(state, r);
                 }
                 r = disks.changed() => if r.is_ok() {
+                    // One that was opened again may have another label.
+                    (self.recorded, self.recording) = (None, None);
                     self.device_wanted |= self.goal.state == ExportState::Serving;
                 } else {
                     return;
@@ -220,12 +236,14 @@ impl Worker {
         }
     }
 
-    fn device_pass(&mut self) -> impl Future<Output = (Option<Option<Found>>, bool, End)> + Send + 'static {
+    fn device_pass(&mut self) -> impl Future<Output = Passed> + Send + 'static {
         let (ctx, goal) = (self.ctx.clone(), self.goal.clone());
         let unexported = self.exported == Exported::No;
         let record = goal.state == ExportState::Serving && self.recorded.as_ref() != Some(&goal);
-        let (newest, mine) = (self.newest.clone(), self.number);
+        let (newest, number) = (self.newest.clone(), self.number);
+        self.recording = Some(self.goal.clone()).filter(|g| g.state == ExportState::Serving);
         async move {
+            let nothing = |end| Passed { number, seen: None, changed: false, end };
             let area = ctx.disks.data_area(goal.key.disk);
             if let (true, Some(_), Some(m)) = (record, &area, &goal.map) {
                 let r = RunRecord {
@@ -236,10 +254,13 @@ impl Worker {
                     extent_size: m.extent_size,
                     epoch: goal.epoch,
                 };
+                if newest.load(Ordering::Acquire) != number {
+                    return nothing(End::Superseded);
+                }
                 match ctx.disks.record_runs(r).await {
                     Ok(()) => {}
-                    Err(RecordError::Overtaken(e)) => return (None, false, End::Overtaken(e)),
-                    Err(e) => return (None, false, End::Wait(e.to_string())),
+                    Err(RecordError::Overtaken(e)) => return nothing(End::Overtaken(e)),
+                    Err(e) => return nothing(End::Wait(e.to_string())),
                 }
             }
             let (ground, retirements) = (ctx.ground.clone(), ctx.disks.retirements());
@@ -249,20 +270,21 @@ impl Worker {
             );
             let body = move || {
                 let pass = Pass { goal: &goal, area: area.as_ref(), unexported, retirements: &retirements };
-                run_device(&*ground, &pass, &newest, mine)
+                run_device(&*ground, &pass, &newest, number)
             };
             match ctx.calls.run(what, body).await {
-                Ok(r) => r,
-                Err(e) => (None, false, End::Wait(e.to_string())),
+                Ok((seen, changed, end)) => Passed { number, seen, changed, end },
+                Err(e) => nothing(End::Wait(e.to_string())),
             }
         }
     }
 
-    fn on_device(&mut self, seen: Option<Option<Found>>, changed: bool, end: End) {
+    fn on_device(&mut self, p: Passed) {
+        let Passed { number, seen, changed, end } = p;
         if changed && self.goal.state == ExportState::Serving && self.exported == Exported::Yes {
             self.exported = Exported::Unknown;
         }
-        if matches!(end, End::Superseded) || self.newest.load(Ordering::Acquire) != self.number {
+        if matches!(end, End::Superseded) || number != self.number {
             self.device_wanted = true;
             return;
         }
@@ -274,7 +296,7 @@ impl Worker {
             End::Done | End::Superseded => {
                 self.trouble.clear();
                 if self.goal.state == ExportState::Serving {
-                    self.recorded = Some(self.goal.clone());
+                    self.recorded = self.recording.take();
                 }
             }
             End::Wait(why) => self.wait(why),

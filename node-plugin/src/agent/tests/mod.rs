@@ -45,6 +45,8 @@ struct Room {
     changes: watch::Sender<u64>,
     wipes: Arc<Retirements>,
     kernel: Weak<Fake>,
+    /// A disk whose label does not answer.
+    hangs: watch::Receiver<Option<DiskId>>,
 }
 
 #[async_trait]
@@ -61,6 +63,7 @@ impl Disks for Room {
 
     async fn record_runs(&self, r: RunRecord) -> Result<(), RecordError> {
         self.wipes.check(r.disk, r.volume, r.epoch)?;
+        drop(self.hangs.clone().wait_for(|d| *d != Some(r.disk)).await);
         let written = self.kernel.upgrade().is_some_and(|k| k.label(r.disk));
         written.then_some(()).ok_or(RecordError::NotServing(r.disk))
     }
@@ -107,6 +110,7 @@ struct Life {
     holders: usize,
     wipes: Arc<Retirements>,
     disks: watch::Sender<u64>,
+    hang: watch::Sender<Option<DiskId>>,
 }
 
 impl Life {
@@ -114,10 +118,11 @@ impl Life {
         let rt = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (disks, wipes) = (watch::Sender::new(0), Arc::<Retirements>::default());
         let (changes, kernel_too) = (disks.clone(), Arc::downgrade(kernel));
-        let room = Arc::new(Room { changes, wipes: wipes.clone(), kernel: kernel_too });
+        let (hang, hangs) = watch::channel(None);
+        let room = Arc::new(Room { changes, wipes: wipes.clone(), kernel: kernel_too, hangs });
         let holders = Arc::strong_count(kernel);
         let agent = rt.block_on(Agent::start(me(), kernel.clone(), room)).unwrap();
-        Self { rt: Some(rt), agent: Some(agent), kernel: Arc::downgrade(kernel), holders, wipes, disks }
+        Self { rt: Some(rt), agent: Some(agent), kernel: Arc::downgrade(kernel), holders, wipes, disks, hang }
     }
 
     fn agent(&self) -> &Arc<Agent> {
@@ -494,22 +499,49 @@ fn what_a_leg_queues_goes_on_when_its_disk_has_come_here() {
     }
 }
 
+/// A writer of a volume on two disks, of which these are another node's.
+fn on_two(epoch: u64, remotes: &[DiskId]) -> AttachmentGoal {
+    let mut g = goal(V, epoch, Role::Writer, 8);
+    let far = g.remotes[&REMOTE].clone();
+    g.remotes = remotes.iter().map(|d| (*d, far.clone())).collect();
+    if let Some(m) = &mut g.map {
+        m.map.0[0].legs[0].disk = OTHER;
+    }
+    g
+}
+
+fn kernel_with_two_imports() -> Arc<Fake> {
+    let k = kernel_with_import(8);
+    k.import(names::slice_id(V, OTHER, &me()), ExtentSize::DEFAULT.sectors_of(Extents::new(8)));
+    k
+}
+
+#[test]
+fn a_label_that_does_not_answer_holds_up_no_other_leg() {
+    let k = kernel_with_two_imports();
+    let life = Life::start(&k);
+    life.attach(on_two(1, &[REMOTE, OTHER]));
+    life.until(V, 1, Standing::Open);
+    life.hang.send_replace(Some(OTHER));
+    k.lock().devices.get_mut(&DmRole::Leg(V, OTHER)).unwrap().path_failed = true;
+    k.lock().log.clear();
+    life.attach(on_two(2, &[REMOTE]));
+    let says = |what: String| k.lock().log.contains(&what);
+    k.lock().devices.get_mut(&DmRole::Leg(V, REMOTE)).unwrap().path_failed = true;
+    life.agent().lock().attachments[&V].handle.poke();
+    life.wait("the other leg", || says(format!("reinstate {}", DmRole::Leg(V, REMOTE).dm_name())));
+    assert!(!says(format!("label {OTHER}")) && !says(format!("set {}", DmRole::Near(V, OTHER).dm_name())));
+    life.hang.send_replace(None);
+    life.wait("what is remote alone", || roles(&k) == [DmRole::Top(V), DmRole::Leg(V, REMOTE)]);
+    life.until(V, 2, Standing::Open);
+}
+
 /// The pass over the top is inside of the kernel all the while, and writes no label.
 #[test]
 fn a_disk_that_comes_while_the_top_waits_for_its_leg_is_taken_up() {
-    let k = kernel_with_import(8);
-    k.import(names::slice_id(V, OTHER, &me()), ExtentSize::DEFAULT.sectors_of(Extents::new(8)));
-    let told = |epoch, remotes: &[DiskId]| {
-        let mut g = goal(V, epoch, Role::Writer, 8);
-        let far = g.remotes[&REMOTE].clone();
-        g.remotes = remotes.iter().map(|d| (*d, far.clone())).collect();
-        if let Some(m) = &mut g.map {
-            m.map.0[0].legs[0].disk = OTHER;
-        }
-        g
-    };
+    let k = kernel_with_two_imports();
     let life = Life::start(&k);
-    life.attach(told(1, &[REMOTE, OTHER]));
+    life.attach(on_two(1, &[REMOTE, OTHER]));
     life.until(V, 1, Standing::Open);
     {
         let mut w = k.lock();
@@ -521,10 +553,10 @@ fn a_disk_that_comes_while_the_top_waits_for_its_leg_is_taken_up() {
     }
     k.notify();
     life.wait("the view", || life.agent().ctx.imports.import(V, REMOTE).is_some_and(|m| !m.live));
-    life.attach(told(2, &[OTHER]));
+    life.attach(on_two(2, &[OTHER]));
     let near = |d| k.lock().devices.contains_key(&DmRole::Near(V, d));
     life.wait("the first one's leg to go on", || near(REMOTE));
-    life.attach(told(3, &[]));
+    life.attach(on_two(3, &[]));
     life.disks.send_modify(|n| *n += 1);
     life.wait("the top alone", || roles(&k) == [DmRole::Top(V)]);
     life.until(V, 3, Standing::Open);
