@@ -639,6 +639,10 @@ impl Engine {
         let there = self.nodes.get(before).into_iter().flat_map(|n| n.volumes.iter().copied()).filter(names);
         let volumes: BTreeSet<VolumeId> = self.pool.owners(id).map(|(v, _)| v).chain(there).collect();
         for v in volumes {
+            if let Some(v) = self.volumes.get_mut(&v) {
+                // What its former host serves is no way to it.
+                v.live.exports.retain(|(d, _), _| *d != id);
+            }
             self.advance(v);
         }
     }
@@ -651,6 +655,7 @@ impl Engine {
         let before = s.told.replace(node.clone()).filter(|n| *n != node);
         if let Some(n) = before {
             self.node_mut(&n).untell(&GoalKey::Disk(id));
+            self.node_mut(&n).untell_fresh(id, 0);
         }
         let role = match r.disk.state {
             DiskState::Claimed | DiskState::Missing { was: LastSeen::Claimed } => DiskRole::Claim,

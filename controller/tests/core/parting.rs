@@ -208,20 +208,12 @@ async fn a_disk_that_was_missed_before_its_node_died_is_taken_in_another_at_once
     let v = rig.create("v", 4, Some("n1")).await;
     let (disk, size) = rig.nodes[0].pull("n1-serial-0");
     rig.nodes[0].connect(&rig.core).await;
-    until("it is missed", || async {
-        let s = rig.core.survey().await;
-        s.disks.iter().any(|d| d.disk == disk && d.state.contains("missing")).then_some(())
-    })
-    .await;
+    rig.disk_is(disk, 0, "missing").await;
     rig.nodes[0].perish().await;
     rig.dead(0).await;
     rig.nodes[1].push("carried", disk, size);
     rig.nodes[1].rescan().await;
-    until("it serves in n2", || async {
-        let s = rig.core.survey().await;
-        s.disks.iter().any(|d| d.disk == disk && d.node == rig.name(1) && d.state == "serving").then_some(())
-    })
-    .await;
+    rig.disk_is(disk, 1, "serving").await;
     rig.attach(v.id, 1, &RWO).await.unwrap();
     rig.end().await;
 }
@@ -258,11 +250,7 @@ async fn a_disk_that_two_nodes_reach_stays_until_its_node_has_looked_and_has_not
     says("which node n1 has as well").await;
     rig.nodes[0].pull("n1-serial-0");
     rig.nodes[0].connect(&rig.core).await;
-    until("it serves in n2", || async {
-        let s = rig.core.survey().await;
-        s.disks.iter().any(|d| d.disk == disk && d.node == rig.name(1) && d.state == "serving").then_some(())
-    })
-    .await;
+    rig.disk_is(disk, 1, "serving").await;
     rig.core.delete_volume(v.id).await.unwrap();
     rig.free(20).await;
     rig.end().await;
@@ -277,11 +265,7 @@ async fn a_disk_is_taken_elsewhere_though_its_node_has_another_under_its_name() 
     rig.nodes[1].push("carried", disk, size);
     rig.nodes[1].rescan().await;
     rig.nodes[0].connect(&rig.core).await;
-    until("it serves in n2", || async {
-        let s = rig.core.survey().await;
-        s.disks.iter().any(|d| d.disk == disk && d.node == rig.name(1) && d.state == "serving").then_some(())
-    })
-    .await;
+    rig.disk_is(disk, 1, "serving").await;
     rig.attach(v.id, 1, &RWO).await.unwrap();
     rig.end().await;
 }
@@ -293,11 +277,7 @@ async fn who_leaves_a_volume_is_gone_though_its_lenders_disk_has_come_to_it() {
     rig.attach(v.id, 1, &RWO).await.unwrap();
     let (disk, size) = rig.nodes[0].pull("n1-serial-0");
     rig.nodes[0].connect(&rig.core).await;
-    until("it is missed", || async {
-        let s = rig.core.survey().await;
-        s.disks.iter().any(|d| d.disk == disk && d.state.contains("missing")).then_some(())
-    })
-    .await;
+    rig.disk_is(disk, 0, "missing").await;
     rig.nodes[0].perish().await;
     rig.dead(0).await;
     rig.core.detach(v.id, Some(rig.name(1)), false).await.unwrap();
@@ -324,16 +304,7 @@ async fn a_disk_that_is_lost_is_forgotten_once_nothing_on_it_is_wanted() {
     assert!(there.contains("drain and release it"), "{there}");
     let (_, size) = rig.nodes[0].pull("n1-serial-0");
     rig.nodes[0].connect(&rig.core).await;
-    until("it is missing", || async {
-        rig.core
-            .survey()
-            .await
-            .disks
-            .iter()
-            .any(|d| d.disk == disk && d.state.contains("missing"))
-            .then_some(())
-    })
-    .await;
+    rig.disk_is(disk, 0, "missing").await;
     assert!(why(rig.core.part(target.clone(), true).await).contains(": v."));
     rig.core.delete_volume(v.id).await.unwrap();
     until("its extents are to be wiped", || async {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use controller::{
-    api::{Api, ApiError, Capability, CreateVolume, Topology, VolumeInfo, VolumeRow},
+    api::{Api, ApiError, Capability, CreateVolume, DiskRow, Topology, VolumeInfo, VolumeRow},
     core::{
         Core, CoreConfig, CoreError, FreshDisks, Handle,
         seen::{Attachment, Content},
@@ -132,6 +132,16 @@ impl Rig {
     pub(crate) async fn disk_of(&self, node: usize) -> DiskId {
         let disks = self.core.survey().await.disks;
         disks.iter().find(|d| d.node == self.name(node)).unwrap().disk
+    }
+
+    /// Waits until a disk is this node's, and in a state of which this is said.
+    pub(crate) async fn disk_is(&self, disk: DiskId, node: usize, state: &str) {
+        until(&format!("disk {disk} to be {state:?} in {}", self.name(node)), || async {
+            let disks = self.core.survey().await.disks;
+            let is = |d: &DiskRow| d.disk == disk && d.node == self.name(node) && d.state.contains(state);
+            disks.iter().any(is).then_some(())
+        })
+        .await;
     }
 
     /// Waits until the volume is in this phase and nobody is leaving.
@@ -606,11 +616,7 @@ async fn a_disk_is_followed_to_another_node() {
     })
     .await;
     rig.nodes[0].rescan().await;
-    until("the disk is on record at n2", || async {
-        let s = rig.core.survey().await;
-        s.disks.iter().any(|d| d.disk == disk && d.node == rig.name(1)).then_some(())
-    })
-    .await;
+    rig.disk_is(disk, 1, "").await;
     rig.attach(v.id, 0, &RWO).await.unwrap();
     // Two nodes that show one label: neither is believed.
     rig.nodes[0].push("twin", disk, size);

@@ -322,7 +322,11 @@ impl Node {
             let out = there.as_array().is_some_and(|all| all.iter().all(|d| d["name"] != device.as_str()));
             Ok(out.then_some(()))
         })?;
-        monitor.execute("blockdev-del", json!({"node-name": drive})).map(drop)
+        // QEMU lets go of the drive a moment after the device is out of its tree.
+        wait::until(&format!("{drive} of node {} to be free", self.name()), BOOT_LIMIT, || {
+            Ok(monitor.execute("blockdev-del", json!({"node-name": drive})).ok())
+        })
+        .map(drop)
     }
 
     fn agent(&self) -> Result<Agent> {
