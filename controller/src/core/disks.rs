@@ -303,11 +303,12 @@ impl Engine {
     ) -> Result<DiskId, String> {
         let judged = self.judge_labelled(name, disk, pool);
         if let Some(s) = self.disks.get_mut(&disk) {
-            let takes = judged.is_ok() && s.record.disk.node != *name;
-            let to = takes.then(|| (name.clone(), id.to_owned(), device.path.clone()));
-            // What was so a moment ago may not be so any more.
-            let mine = s.moved.as_ref().is_some_and(|(n, ..)| n == name);
-            s.moved = if to.is_some() || mine { to } else { s.moved.take() };
+            if judged.is_ok() && s.record.disk.node != *name {
+                s.moved = Some((name.clone(), id.to_owned(), device.path.clone()));
+            } else {
+                // What was so a moment ago may not be so any more.
+                s.moved.take_if(|(to, ..)| to == name);
+            }
         }
         judged.map(|()| disk)
     }
@@ -317,15 +318,15 @@ impl Engine {
         let Some(slot) = self.disks.get(&disk) else {
             return Err(format!("is labelled as disk {disk} of pool {pool}, which is not on record here"));
         };
-        let on = slot.record.disk.node.clone();
-        if on == *name {
+        let on = &slot.record.disk.node;
+        if on == name {
             return Ok(());
         }
         let state = slot.record.disk.state;
         if state == DiskState::Released {
             return Err(format!("is labelled as disk {disk} of node {on}, which leaves the pool"));
         }
-        let (alive, node) = (self.alive(&on), self.nodes.get(&on));
+        let (alive, node) = (self.alive(on), self.nodes.get(on));
         let gone = node.is_some_and(Node::is_forgotten_for_good)
             || !alive && matches!(state, DiskState::Missing { .. });
         let shown = node.is_some_and(|n| n.shows(disk));

@@ -246,18 +246,16 @@ impl Engine {
             for place in l.places() {
                 let host = match place {
                     Place::Device => Some(node),
-                    Place::Export(d) => {
-                        self.disks.get(&d).filter(|_| !self.is_out(d)).map(|s| &s.record.disk.node)
-                    }
+                    Place::Export(d) => self.disks.get(&d).map(|s| &s.record.disk.node),
                 };
-                let gone = match host {
-                    Some(h) if self.is_forgotten(h) => Some(Gone::Absent),
-                    // Its lender's disk has come to it: nobody exports it to it any more.
-                    Some(h) if place != Place::Device && h == node => {
-                        v.live.confirmed.gone(node, Place::Device, l.since)
-                    }
-                    Some(_) => None,
-                    None => Some(Gone::Absent),
+                let out = matches!(place, Place::Export(d) if self.is_out(d));
+                let gone = if out || host.is_some_and(|h| self.is_forgotten(h)) {
+                    Some(Gone::Absent)
+                } else if place != Place::Device && host == Some(node) {
+                    // Its lender's disk has come to it: its device is all that it has there.
+                    v.live.confirmed.gone(node, Place::Device, l.since)
+                } else {
+                    None
                 };
                 if gone.is_some() {
                     said.push((node.clone(), place, gone));

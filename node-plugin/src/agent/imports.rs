@@ -399,7 +399,8 @@ impl Imports {
         for l in strays {
             // What is in flight there fails, and goes on over the connection to where the disk is.
             info!(link = l.name, nqn, "the lender has moved to another address, or its disk to another node");
-            self.disconnect(l, true).await;
+            let elsewhere = l.peer.is_some();
+            self.disconnect(l, elsewhere).await;
         }
     }
 

@@ -292,10 +292,7 @@ fn plan_open(i: &Input, seen: &Seen) -> Next {
     if seen.map.is_some() {
         return Next::Do(Act::Remove(DmRole::Map(v)));
     }
-    if let Some(d) = stale_leg(i, seen) {
-        return Next::Do(Act::Remove(DmRole::Leg(v, d)));
-    }
-    Next::Done
+    stale_leg(i, seen).map_or(Next::Done, |d| Next::Do(Act::Remove(DmRole::Leg(v, d))))
 }
 
 /// Whether the volume is to be served through a mirror, with its top device; or what comes before either. A mirror that
