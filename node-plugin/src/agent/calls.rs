@@ -100,9 +100,17 @@ mod tests {
                 tokio::spawn(calls.run(format!("stuck {n}"), move || wait.lock().unwrap().recv().is_ok()))
             })
             .collect();
+        let running =
+            || calls.older_than(Duration::ZERO).iter().filter(|r| r.what.starts_with("stuck")).count();
+        let every_place_is_taken = async {
+            while running() < AT_ONCE {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), every_place_is_taken).await.unwrap();
         let r = tokio::time::timeout(Duration::from_secs(30), calls.run("quick".into(), || 7)).await;
         assert_eq!(r.unwrap().unwrap(), 7);
-        assert!(calls.older_than(Duration::ZERO).iter().any(|r| r.what.starts_with("stuck")));
+        assert!(running() >= AT_ONCE);
         for _ in &stuck {
             go.send(()).unwrap();
         }
