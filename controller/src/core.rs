@@ -4,6 +4,7 @@
 
 mod boot;
 pub mod config;
+mod devices;
 mod disks;
 mod drains;
 mod engine;

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use crate::{
     node::{Node, quick},
-    plans::{RWX, Rig, request, start},
+    rig::{RWX, Rig, request, start},
     stores::Memory,
     world::until,
 };

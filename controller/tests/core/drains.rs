@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::{
     node::quick,
-    plans::{ROX, RWO, Rig, extents, request},
+    rig::{ROX, RWO, Rig, extents, request},
     stores::{Memory, Stop},
     world::until,
 };

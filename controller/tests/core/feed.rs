@@ -30,7 +30,7 @@ use pool::{
 
 use crate::{
     node::{Node, quick},
-    plans::{RWO, RWX, Rig, extents, request},
+    rig::{RWO, RWX, Rig, extents, request},
     stores::Memory,
     world::{World, until},
 };

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cluster;
+mod disks;
 mod drains;
 mod feed;
 mod kubernetes;
@@ -11,6 +12,7 @@ mod parting;
 mod plans;
 mod proposals;
 mod restart;
+mod rig;
 mod scale;
 mod store;
 mod stores;

@@ -8,7 +8,7 @@ use controller::{
 use pool::ids::{DiskId, VolumeId};
 
 use crate::{
-    plans::{RWO, RWX, Rig, extents},
+    rig::{RWO, RWX, Rig, extents},
     world::until,
 };
 
@@ -58,7 +58,7 @@ async fn a_disk_is_emptied_under_its_user() {
     assert!(row.history.iter().any(|h| h.contains("drain")), "{:?}", row.history);
     assert_eq!(rig.nodes[0].attachment(v.id), Some(Attachment::Open));
     // Nothing new goes there, until it is wished for again.
-    assert!(rig.core.create_volume(crate::plans::request("w", 16, None)).await.is_err());
+    assert!(rig.core.create_volume(crate::rig::request("w", 16, None)).await.is_err());
     rig.core.drain(Target::Disk(disk), true, false).await.unwrap();
     rig.create("w", 16, None).await;
     rig.detach(v.id, 0).await.unwrap();

@@ -1,18 +1,15 @@
 //! What leaves: nodes and disks that never come back, and disks that are released.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use controller::{
     api::{Api, ApiError, Target},
-    core::{
-        CoreConfig, DeviceSelector, OpenError,
-        seen::{Attachment, Content},
-    },
+    core::{CoreConfig, DeviceSelector, OpenError, seen::Content},
 };
 
 use crate::{
     node::quick,
-    plans::{RWO, RWX, Rig, extents, start},
+    rig::{RWO, RWX, Rig, patient, start},
     stores::Memory,
     world::until,
 };
@@ -46,11 +43,6 @@ async fn again(rig: Rig, config: CoreConfig, store: Arc<Memory>, connect: &[usiz
         nodes[*n].connect(&core).await;
     }
     Rig::of(world, core, nodes, task)
-}
-
-/// Nothing goes on because a request has waited for long enough.
-fn patient() -> CoreConfig {
-    CoreConfig { request_deadline: Duration::from_secs(60), ..quick() }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -197,98 +189,6 @@ async fn disks_of_a_dead_node_are_taken_in_another_once_it_is_forgotten() {
     rig.attach(v.id, 1, &RWO).await.unwrap();
     assert_eq!(rig.row(v.id).await.unwrap().holders, [rig.name(1)]);
     rig.detach(v.id, 1).await.unwrap();
-    rig.core.delete_volume(v.id).await.unwrap();
-    rig.free(20).await;
-    rig.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_was_missed_before_its_node_died_is_taken_in_another_at_once() {
-    let rig = Rig::over(patient(), Arc::new(Memory::default()), &[10, 10]).await;
-    let v = rig.create("v", 4, Some("n1")).await;
-    let (disk, size) = rig.nodes[0].pull("n1-serial-0");
-    rig.nodes[0].connect(&rig.core).await;
-    rig.disk_is(disk, 0, "missing").await;
-    rig.nodes[0].perish().await;
-    rig.dead(0).await;
-    rig.nodes[1].push("carried", disk, size);
-    rig.nodes[1].rescan().await;
-    rig.disk_is(disk, 1, "serving").await;
-    rig.attach(v.id, 1, &RWO).await.unwrap();
-    rig.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_two_nodes_reach_stays_until_its_node_has_looked_and_has_not_got_it() {
-    let rig = Rig::over(patient(), Arc::new(Memory::default()), &[10, 10]).await;
-    let v = rig.create("v", 4, Some("n1")).await;
-    let disk = rig.disk_of(0).await;
-    let says = |what: &'static str| {
-        let core = rig.core.clone();
-        async move {
-            until(what, || async {
-                let s = core.survey().await;
-                let d = s.disks.iter().find(|d| d.disk == disk).unwrap();
-                assert_eq!(d.node.as_str(), "n1");
-                let n2 = s.nodes.into_iter().find(|n| n.node.as_str() == "n2")?;
-                n2.unclaimed.iter().any(|why| why.contains(what)).then_some(())
-            })
-            .await;
-        }
-    };
-    rig.nodes[1].push("reached", disk, extents(11));
-    rig.nodes[1].rescan().await;
-    says("which node n1 has as well").await;
-    // Its plugin restarts, and speaks before it has looked.
-    rig.nodes[0].set_blind(true);
-    rig.nodes[0].connect(&rig.core).await;
-    says("which has not said that it is missing there").await;
-    rig.nodes[0].rescan().await;
-    says("which has not said that it is missing there").await;
-    rig.nodes[0].set_blind(false);
-    rig.nodes[0].rescan().await;
-    says("which node n1 has as well").await;
-    rig.nodes[0].pull("n1-serial-0");
-    rig.nodes[0].connect(&rig.core).await;
-    rig.disk_is(disk, 1, "serving").await;
-    rig.core.delete_volume(v.id).await.unwrap();
-    rig.free(20).await;
-    rig.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_disk_is_taken_elsewhere_though_its_node_has_another_under_its_name() {
-    let rig = Rig::over(patient(), Arc::new(Memory::default()), &[10, 10]).await;
-    let v = rig.create("v", 4, Some("n1")).await;
-    let (disk, size) = rig.nodes[0].pull("n1-serial-0");
-    rig.nodes[0].insert("n1-serial-0", size);
-    rig.nodes[1].push("carried", disk, size);
-    rig.nodes[1].rescan().await;
-    rig.nodes[0].connect(&rig.core).await;
-    rig.disk_is(disk, 1, "serving").await;
-    rig.attach(v.id, 1, &RWO).await.unwrap();
-    rig.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn who_leaves_a_volume_is_gone_though_its_lenders_disk_has_come_to_it() {
-    let rig = Rig::over(patient(), Arc::new(Memory::default()), &[10, 10]).await;
-    let v = rig.create("v", 4, Some("n1")).await;
-    rig.attach(v.id, 1, &RWO).await.unwrap();
-    let (disk, size) = rig.nodes[0].pull("n1-serial-0");
-    rig.nodes[0].connect(&rig.core).await;
-    rig.disk_is(disk, 0, "missing").await;
-    rig.nodes[0].perish().await;
-    rig.dead(0).await;
-    rig.core.detach(v.id, Some(rig.name(1)), false).await.unwrap();
-    until("only the lender's word is missing", || async {
-        let away = rig.nodes[1].attachment(v.id).is_none_or(|a| a == Attachment::Absent);
-        rig.row(v.id).await.filter(|r| away && r.leaving == [rig.name(1)])
-    })
-    .await;
-    rig.nodes[1].push("carried", disk, size);
-    rig.nodes[1].rescan().await;
-    rig.settled(v.id, "Detached").await;
     rig.core.delete_volume(v.id).await.unwrap();
     rig.free(20).await;
     rig.end().await;

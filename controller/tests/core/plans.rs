@@ -1,174 +1,24 @@
-//! Scripted stories: create, attach, migrate, abort, conflict, evict, detach, delete, grow, disks.
+//! Scripted stories: create, attach, migrate, abort, conflict, evict, detach, delete, grow.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use controller::{
-    api::{Api, ApiError, Capability, CreateVolume, DiskRow, Topology, VolumeInfo, VolumeRow},
-    core::{
-        Core, CoreConfig, CoreError, FreshDisks, Handle,
-        seen::{Attachment, Content},
-    },
-    fault::Fault,
-    store::{Store, embedded::Embedded},
+    api::{Api, ApiError, Capability, CreateVolume},
+    core::{CoreConfig, Handle, seen::Attachment},
+    store::embedded::Embedded,
 };
 use pool::{
-    access::Mode,
-    disk::NODE_KEY,
-    ids::{DiskId, NodeName, VolumeId},
+    ids::{NodeName, VolumeId},
     layout::params::Limits,
-    units::{Bytes, Extents},
+    units::Bytes,
 };
-use tokio::task::JoinHandle;
 
 use crate::{
-    node::{EXTENT, Node, quick},
+    node::{Node, quick},
+    rig::{ROX, RWO, RWX, Rig, extents, request, start},
     stores::Memory,
     world::{World, until},
 };
-
-pub(crate) const RWO: Capability = capability(false, false);
-pub(crate) const RWX: Capability = capability(true, false);
-pub(crate) const ROX: Capability = capability(true, true);
-
-const fn capability(multi_node: bool, read_only: bool) -> Capability {
-    Capability { block: true, fs_type: String::new(), mode: Mode { read_only, multi_node, upkeep: false } }
-}
-
-pub(crate) fn extents(n: u64) -> Bytes {
-    EXTENT.bytes_of(Extents::new(n))
-}
-
-pub(crate) fn request(name: &str, n: u64, home: Option<&str>) -> CreateVolume {
-    let segment = |h: &str| BTreeMap::from([(NODE_KEY.to_owned(), h.to_owned())]);
-    CreateVolume {
-        name: name.into(),
-        required: extents(n),
-        limit: None,
-        parameters: BTreeMap::new(),
-        mutable_parameters: BTreeMap::new(),
-        capabilities: vec![],
-        topology: Topology { requisite: vec![], preferred: home.map(segment).into_iter().collect() },
-    }
-}
-
-pub(crate) struct Rig {
-    pub(crate) world: World,
-    pub(crate) core: Handle,
-    pub(crate) nodes: Vec<Node>,
-    task: JoinHandle<Result<(), CoreError>>,
-}
-
-pub(crate) async fn start(
-    config: CoreConfig,
-    store: Arc<dyn Store>,
-) -> (Handle, JoinHandle<Result<(), CoreError>>) {
-    let (core, handle) = Core::start(config, store, Fault::none()).await.unwrap();
-    (handle, tokio::spawn(core.run()))
-}
-
-impl Rig {
-    /// Nodes n1, n2, ... each with one device of so many extents, claimed and clean.
-    pub(crate) async fn new(sizes: &[u64]) -> Self {
-        Self::with(quick(), sizes).await
-    }
-
-    async fn with(config: CoreConfig, sizes: &[u64]) -> Self {
-        Self::over(config, Arc::new(Memory::default()), sizes).await
-    }
-
-    pub(crate) async fn over(config: CoreConfig, store: Arc<dyn Store>, sizes: &[u64]) -> Self {
-        let world = World::default();
-        let (core, task) = start(config, store).await;
-        let node = |(i, n): (usize, &u64)| Node::new(&world, &format!("n{}", i + 1), &[*n]);
-        let nodes: Vec<Node> = sizes.iter().enumerate().map(node).collect();
-        for n in &nodes {
-            n.connect(&core).await;
-        }
-        let rig = Self { world, core, nodes, task };
-        rig.free(sizes.iter().sum()).await;
-        rig
-    }
-
-    /// Of parts that were made elsewhere.
-    pub(crate) fn of(
-        world: World,
-        core: Handle,
-        nodes: Vec<Node>,
-        task: JoinHandle<Result<(), CoreError>>,
-    ) -> Self {
-        Self { world, core, nodes, task }
-    }
-
-    /// Waits until so many extents are free.
-    pub(crate) async fn free(&self, n: u64) {
-        until(&format!("{n} extents are free"), || async {
-            let free: u64 = self.core.survey().await.disks.iter().map(|d| d.free.get()).sum();
-            (free == extents(n).get()).then_some(())
-        })
-        .await;
-    }
-
-    pub(crate) async fn create(&self, name: &str, n: u64, home: Option<&str>) -> VolumeInfo {
-        self.core.create_volume(request(name, n, home)).await.unwrap()
-    }
-
-    pub(crate) async fn attach(&self, id: VolumeId, node: usize, c: &Capability) -> Result<(), ApiError> {
-        self.core.attach(id, self.name(node), c.clone(), true).await.map(|_| ())
-    }
-
-    pub(crate) async fn detach(&self, id: VolumeId, node: usize) -> Result<(), ApiError> {
-        self.core.detach(id, Some(self.name(node)), true).await
-    }
-
-    pub(crate) fn name(&self, node: usize) -> NodeName {
-        self.nodes[node].name.clone()
-    }
-
-    pub(crate) async fn row(&self, id: VolumeId) -> Option<VolumeRow> {
-        self.core.survey().await.volumes.into_iter().find(|v| v.volume == id)
-    }
-
-    /// The first disk of a node.
-    pub(crate) async fn disk_of(&self, node: usize) -> DiskId {
-        let disks = self.core.survey().await.disks;
-        disks.iter().find(|d| d.node == self.name(node)).unwrap().disk
-    }
-
-    /// Waits until a disk is this node's, and in a state of which this is said.
-    pub(crate) async fn disk_is(&self, disk: DiskId, node: usize, state: &str) {
-        until(&format!("disk {disk} to be {state:?} in {}", self.name(node)), || async {
-            let disks = self.core.survey().await.disks;
-            let is = |d: &DiskRow| d.disk == disk && d.node == self.name(node) && d.state.contains(state);
-            disks.iter().any(is).then_some(())
-        })
-        .await;
-    }
-
-    /// Waits until the volume is in this phase and nobody is leaving.
-    pub(crate) async fn settled(&self, id: VolumeId, phase: &str) -> VolumeRow {
-        until(&format!("{id} is {phase}"), || async {
-            self.row(id).await.filter(|r| r.phase == phase && r.leaving.is_empty())
-        })
-        .await
-    }
-
-    pub(crate) async fn dead(&self, node: usize) {
-        let name = self.name(node);
-        until("the lease runs out", || async {
-            self.core.survey().await.nodes.iter().any(|n| n.node == name && !n.alive).then_some(())
-        })
-        .await;
-    }
-
-    pub(crate) async fn end(self) {
-        self.world.check();
-        drop(self.core);
-        for n in &self.nodes {
-            n.vanish().await;
-        }
-        self.task.await.unwrap().unwrap();
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_lives_and_dies_and_leaves_nothing() {
@@ -569,63 +419,6 @@ async fn limits_reach_whoever_has_the_volume_and_change_meanwhile() {
     rig.detach(v.id, 0).await.unwrap();
     rig.core.delete_volume(v.id).await.unwrap();
     rig.free(20).await;
-    rig.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn only_blank_selected_devices_are_claimed() {
-    let mut config = quick();
-    config.pools[0].devices[0].paths = vec!["/dev/n1-*".into()];
-    config.pools[0].fresh_disks = FreshDisks::Trust;
-    let world = World::default();
-    let (core, task) = start(config, Arc::new(Memory::default())).await;
-    let (n1, n2) = (Node::new(&world, "n1", &[5, 5, 5, 1]), Node::new(&world, "n2", &[5]));
-    n1.put("n1-serial-1", Content::Foreign);
-    n1.put("n1-serial-2", Content::Busy);
-    n1.put("n1-serial-3", Content::Weir { disk: DiskId::from_u128(9), pool: "q".into() });
-    n1.connect(&core).await;
-    n2.connect(&core).await;
-    let survey = until("one disk serves", || async {
-        let s = core.survey().await;
-        (s.disks.iter().any(|d| d.free == extents(5)) && s.nodes.iter().all(|n| !n.unclaimed.is_empty()))
-            .then_some(s)
-    })
-    .await;
-    assert_eq!(survey.disks.len(), 1);
-    let n1_left = &survey.nodes[0].unclaimed;
-    assert_eq!(n1_left.len(), 3, "{n1_left:?}");
-    assert!(n1_left[0].contains("carries ext4") && n1_left[1].contains("in use"), "{n1_left:?}");
-    assert!(n1_left[2].contains("not on record"), "{n1_left:?}");
-    assert!(survey.nodes[1].unclaimed[0].contains("selected by no pool"));
-    n1.vanish().await;
-    n2.vanish().await;
-    drop(core);
-    task.await.unwrap().unwrap();
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_disk_is_followed_to_another_node() {
-    let rig = Rig::new(&[10, 10]).await;
-    let v = rig.create("v", 8, Some("n1")).await;
-    let (disk, size) = rig.nodes[0].pull("n1-serial-0");
-    rig.nodes[1].push("moved", disk, size);
-    // The new node reports first: the old one has not said yet that the disk is gone.
-    rig.nodes[1].rescan().await;
-    until("the disk waits for n1's word", || async {
-        rig.core.survey().await.nodes[1].unclaimed.first().map(|_| ())
-    })
-    .await;
-    rig.nodes[0].rescan().await;
-    rig.disk_is(disk, 1, "").await;
-    rig.attach(v.id, 0, &RWO).await.unwrap();
-    // Two nodes that show one label: neither is believed.
-    rig.nodes[0].push("twin", disk, size);
-    rig.nodes[0].rescan().await;
-    until("the twin is left alone", || async {
-        let s = rig.core.survey().await;
-        s.nodes[0].unclaimed.iter().any(|u| u.contains("as well")).then_some(())
-    })
-    .await;
     rig.end().await;
 }
 

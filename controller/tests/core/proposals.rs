@@ -12,7 +12,7 @@ use pool::{
 
 use crate::{
     node::quick,
-    plans::{RWO, Rig, extents},
+    rig::{RWO, Rig, extents},
     stores::Memory,
     world::until,
 };

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     node::{Node, quick},
-    plans::{RWX, extents, request, start},
+    rig::{RWX, extents, request, start},
     stores::{Stop, Stopping},
     world::{World, until},
 };

@@ -18,7 +18,7 @@ use pool::{
 
 use crate::{
     node::{EXTENT, quick},
-    plans::start,
+    rig::start,
 };
 
 const VOLUMES: u64 = 10_000;

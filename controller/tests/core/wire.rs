@@ -15,7 +15,7 @@ use wire::node_session_client::NodeSessionClient;
 
 use crate::{
     node::{EXTENT, quick},
-    plans::{extents, request, start},
+    rig::{extents, request, start},
     stores::Memory,
     world::until,
 };

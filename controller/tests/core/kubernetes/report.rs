@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use super::{tokens::ensure, *};
 use crate::{
     node::quick,
-    plans::{RWX, Rig, request},
+    rig::{RWX, Rig, request},
 };
 
 async fn wait<K: Clone + Debug + DeserializeOwned>(

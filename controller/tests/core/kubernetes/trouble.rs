@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     node::quick,
-    plans::{Rig, request},
+    rig::{Rig, request},
 };
 
 const VOLUMES: &str = "/logicalvolumes";
