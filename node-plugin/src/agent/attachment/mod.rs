@@ -10,6 +10,7 @@
 //! - `Absent` is said only when both lanes are idle and nothing is left.
 
 pub mod guard;
+pub mod labels;
 pub mod legs;
 pub mod pass;
 pub mod plan;
@@ -41,6 +42,7 @@ use tracing::{Instrument as _, info, info_span, warn};
 
 use self::{
     guard::{Ending, Watch},
+    labels::Labels,
     pass::{End, LegsSeen, Ticket, run_legs, run_top},
     plan::{Input, Seen},
     status::{Extra, status},
@@ -53,7 +55,7 @@ use super::{
     model::{AttachmentGoal, AttachmentReport, Standing},
     retry::Backoff,
 };
-use crate::disks_api::{RecordError, RunRecord};
+use crate::disks_api::RunRecord;
 
 /// After so long a pass is said to be stuck.
 const STUCK: Duration = Duration::from_secs(5);
@@ -66,13 +68,6 @@ const FAILED: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 
 /// Pause between two looks at a mirror. Its end comes with an event.
 const PROGRESS: Duration = Duration::from_secs(1);
-
-/// What became of writing a label.
-struct Labelled {
-    era: u64,
-    record: RunRecord,
-    done: Result<(), RecordError>,
-}
 
 type Lane<T> = Option<Pin<Box<dyn Future<Output = T> + Send>>>;
 
@@ -124,20 +119,7 @@ struct Worker {
     /// The last look under the present goal.
     seen: Option<Seen>,
     extra: Extra,
-    /// What the labels of this node's disks have of the volume.
-    recorded: Vec<RunRecord>,
-    /// What they will have of it when the pass over the top has looked.
-    recording: Vec<RunRecord>,
-    /// Disks whose labels did not get it, where a leg waits for that: not tried again yet.
-    unlabelled: BTreeSet<DiskId>,
-    /// Why, as it was last said.
-    refused: BTreeMap<DiskId, String>,
-    /// Counts what makes the outcome of writing a label say nothing: another goal, other disks.
-    era: u64,
-    labels: Lane<Labelled>,
-    labels_wanted: bool,
-    labels_retry: Option<Instant>,
-    labels_failed: Backoff,
+    labels: Labels,
     top: Lane<(u64, Option<Seen>, End)>,
     top_wanted: bool,
     top_since: Instant,
@@ -183,15 +165,7 @@ impl Worker {
             legs,
             seen: None,
             extra: Extra::default(),
-            recorded: vec![],
-            recording: vec![],
-            unlabelled: BTreeSet::new(),
-            refused: BTreeMap::new(),
-            era: 0,
-            labels: None,
-            labels_wanted: true,
-            labels_retry: None,
-            labels_failed: Backoff::new(FAILED.0, FAILED.1),
+            labels: Labels::new(),
             top: None,
             top_wanted: true,
             top_since: Instant::now(),
@@ -223,8 +197,8 @@ impl Worker {
         loop {
             self.start_lanes(&seen_tx);
             let stuck = self.top.is_some().then_some(self.top_since + STUCK).filter(|t| *t > Instant::now());
-            let timer =
-                [self.top_retry, self.side_retry, self.labels_retry, stuck].into_iter().flatten().min();
+            let timers = [self.top_retry, self.side_retry, self.labels.retry_at(), stuck];
+            let timer = timers.into_iter().flatten().min();
             tokio::select! {
                 biased;
                 r = self.goals.changed() => match r {
@@ -242,10 +216,7 @@ impl Worker {
                     self.side = None;
                     self.on_side(number, r);
                 }
-                l = lane(&mut self.labels) => {
-                    self.labels = None;
-                    self.on_label(l);
-                }
+                w = self.labels.written() => self.side_wanted |= self.labels.on_written(w),
                 at = held(&mut self.watch) => {
                     self.watch = None;
                     self.extra.held = true;
@@ -298,18 +269,10 @@ impl Worker {
         if !same_legs {
             (self.side_wanted, self.side_retry) = (true, None);
         }
-        self.want_labels();
+        self.labels.renew();
         self.in_use.reset();
         self.failed.reset();
         self.unfinished.reset();
-    }
-
-    /// Labels are to be looked after anew: what was heard of them counts no more.
-    fn want_labels(&mut self) {
-        self.era += 1;
-        self.unlabelled.clear();
-        self.labels_failed.reset();
-        (self.labels_wanted, self.labels_retry) = (true, None);
     }
 
     fn on_view(&mut self) {
@@ -325,10 +288,7 @@ impl Worker {
     }
 
     fn on_disks(&mut self) {
-        // One that was opened again may have another label.
-        self.recorded.clear();
-        self.recording.clear();
-        self.want_labels();
+        self.labels.forget();
         self.top_wanted |= self.goal.builds();
     }
 
@@ -368,70 +328,49 @@ impl Worker {
                 self.side = Some(Box::pin(self.side_pass()));
             }
         }
-        if self.labels.is_none() && self.labels_wanted {
-            self.labels_wanted = false;
-            self.labels = self.next_label();
+        if self.labels.is_due() {
+            let (records, ticket) = (self.records_here(&self.input()), self.ticket());
+            self.labels.start(records, &self.ctx, ticket);
         }
+    }
+
+    fn ticket(&self) -> Ticket {
+        Ticket { newest: self.newest.clone(), mine: self.number }
+    }
+
+    /// What the labels of this node's disks that may have a leg are to have.
+    fn records_here(&self, i: &Input) -> impl Iterator<Item = RunRecord> + use<> {
+        let mut all = if self.goal.builds() { records(i) } else { vec![] };
+        all.retain(|r| self.legs.contains(&r.disk));
+        all.into_iter()
     }
 
     /// The look after the legs.
     fn side_pass(&self) -> impl Future<Output = (u64, Result<LegsSeen, CallError>)> + Send + 'static {
-        let (input, legs) = (self.input(), self.legs.clone());
-        let known = self.records_here(&input).filter(|r| self.has_recorded(r));
-        let arrived: BTreeSet<DiskId> = known.map(|r| r.disk).collect();
+        let (input, legs, ticket) = (self.input(), self.legs.clone(), self.ticket());
+        let labelled = self.records_here(&input).filter(|r| self.labels.have(r));
+        let arrived: BTreeSet<DiskId> = labelled.map(|r| r.disk).collect();
         let reinstate = Instant::now() >= self.reinstate_after;
-        let (ctx, newest, mine) = (self.ctx.clone(), self.newest.clone(), self.number);
+        let ctx = self.ctx.clone();
         async move {
-            let (ground, what) =
-                (ctx.ground.clone(), format!("look after the legs of volume {}", input.goal.volume));
-            let body = move || {
-                let ticket = Ticket { newest: &newest, mine };
-                run_legs(&*ground, &input, &legs, &arrived, &ticket, reinstate)
-            };
+            let (ground, mine) = (ctx.ground.clone(), ticket.mine);
+            let what = format!("look after the legs of volume {}", input.goal.volume);
+            let body = move || run_legs(&*ground, &input, &legs, &arrived, &ticket, reinstate);
             (mine, ctx.calls.run(what, body).await)
         }
-    }
-
-    /// What the label of a disk that has come to this node is to have before its leg can go on there. The top's pass writes
-    /// labels too, but may be waiting for this very leg.
-    fn next_label(&self) -> Lane<Labelled> {
-        let input = self.input();
-        let record = self
-            .records_here(&input)
-            .find(|r| !self.has_recorded(r) && !self.unlabelled.contains(&r.disk))?;
-        let (ctx, newest, mine, era) = (self.ctx.clone(), self.newest.clone(), self.number, self.era);
-        Some(Box::pin(async move {
-            // A newer goal's label must not be overtaken. Nothing comes between this and the label's queue.
-            let stale = newest.load(Ordering::Acquire) != mine;
-            let done = if stale { Ok(()) } else { ctx.disks.record_runs(record.clone()).await };
-            Labelled { era, record, done }
-        }))
-    }
-
-    /// What the labels of this node's disks that may have a leg are to have.
-    fn records_here(&self, i: &Input) -> impl Iterator<Item = RunRecord> {
-        let all = if self.goal.builds() { records(i) } else { vec![] };
-        all.into_iter().filter(|r| self.legs.contains(&r.disk))
-    }
-
-    /// Whether a disk's label is known to have this. It is written for a new map, not for a new epoch.
-    fn has_recorded(&self, r: &RunRecord) -> bool {
-        self.recorded.iter().any(|known| known.disk == r.disk && known.map == r.map)
     }
 
     fn top_pass(
         &mut self,
         seen_tx: mpsc::UnboundedSender<(u64, Seen)>,
     ) -> impl Future<Output = (u64, Option<Seen>, End)> + Send + 'static {
-        let input = self.input();
-        self.recording = if self.goal.builds() { records(&input) } else { vec![] };
-        let mut to_record = self.recording.clone();
-        to_record.retain(|r| !self.has_recorded(r));
-        let (ctx, legs, newest, mine) =
-            (self.ctx.clone(), self.legs.clone(), self.newest.clone(), self.number);
+        let (input, legs, ticket) = (self.input(), self.legs.clone(), self.ticket());
+        let to_write = self.labels.promise(if self.goal.builds() { records(&input) } else { vec![] });
+        let ctx = self.ctx.clone();
         async move {
-            for r in to_record {
-                if newest.load(Ordering::Acquire) != mine {
+            let mine = ticket.mine;
+            for r in to_write {
+                if ticket.is_stale() {
                     return (mine, None, End::Superseded);
                 }
                 if let Err(e) = ctx.disks.record_runs(r).await {
@@ -443,11 +382,9 @@ impl Worker {
                 "bring volume {} to {:?} at epoch {}",
                 input.goal.volume, input.goal.role, input.goal.epoch
             );
-            let body = move || {
-                let ticket = Ticket { newest: &newest, mine };
-                // An error means that the worker is gone.
-                run_top(&*ground, &input, &legs, &ticket, &|s| drop(seen_tx.send((mine, s.clone()))))
-            };
+            // An error means that the worker is gone.
+            let tell = move |s: &Seen| drop(seen_tx.send((mine, s.clone())));
+            let body = move || run_top(&*ground, &input, &legs, &ticket, &tell);
             match ctx.calls.run(what, body).await {
                 Ok((seen, end)) => (mine, seen, end),
                 Err(e) => (mine, None, End::Wait(e.to_string())),
@@ -488,7 +425,7 @@ impl Worker {
             // Those that nothing stands on any more go with the look after the legs.
             self.side_wanted |= self.goal.builds() && !s.near.is_empty();
             self.seen = Some(s);
-            self.recorded = std::mem::take(&mut self.recording);
+            self.labels.keep_promise();
         }
         self.extra.busy = matches!(end, End::Busy);
         let now = Instant::now();
@@ -519,31 +456,6 @@ impl Worker {
             }
         };
         self.say();
-    }
-
-    fn on_label(&mut self, l: Labelled) {
-        self.labels_wanted = true;
-        if l.era != self.era {
-            return;
-        }
-        let disk = l.record.disk;
-        match l.done {
-            Ok(()) => {
-                self.recorded.retain(|known| known.disk != disk);
-                self.recorded.push(l.record);
-                self.side_wanted = true;
-            }
-            Err(e) => {
-                let why = e.to_string();
-                if self.refused.get(&disk) != Some(&why) {
-                    warn!(%disk, why, "a leg cannot go on on its disk, which has come here; will try again");
-                    self.refused.insert(disk, why);
-                }
-                self.unlabelled.insert(disk);
-                let at = self.labels_retry.unwrap_or_else(|| Instant::now() + self.labels_failed.pause());
-                self.labels_retry = Some(at);
-            }
-        }
     }
 
     /// The next look after the legs is no later than this.
@@ -601,7 +513,9 @@ impl Worker {
             s.acted || self.goal.role == Role::Absent && self.said_standing() != Standing::Absent;
         let before = self.legs.len();
         self.legs.extend(&s.legs);
-        self.labels_wanted |= self.legs.len() > before;
+        if self.legs.len() > before {
+            self.labels.want();
+        }
         if self.extra.queueing != s.queueing {
             self.extra.queueing = s.queueing;
             self.say();
@@ -616,10 +530,7 @@ impl Worker {
         if self.side_retry.is_some_and(|t| t <= now) {
             (self.side_retry, self.side_wanted) = (None, true);
         }
-        if self.labels_retry.is_some_and(|t| t <= now) {
-            (self.labels_retry, self.labels_wanted) = (None, true);
-            self.unlabelled.clear();
-        }
+        self.labels.on_timer(now);
         if self.top.is_some() && self.top_since + STUCK <= now && !self.stuck {
             self.stuck = true;
             warn!(epoch = %self.goal.epoch, "the kernel has not returned for {STUCK:?}; other volumes go on");

@@ -3,7 +3,10 @@
 
 use std::{
     collections::BTreeSet,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -49,15 +52,16 @@ pub enum End {
 
 /// Tells whether the goal of a pass is still the newest.
 #[derive(Debug)]
-pub struct Ticket<'a> {
+pub struct Ticket {
     /// Number of the newest goal.
-    pub newest: &'a AtomicU64,
+    pub newest: Arc<AtomicU64>,
     /// Number of the pass's goal.
     pub mine: u64,
 }
 
-impl Ticket<'_> {
-    fn is_stale(&self) -> bool {
+impl Ticket {
+    /// Whether there is a newer goal.
+    pub fn is_stale(&self) -> bool {
         self.newest.load(Ordering::Acquire) != self.mine
     }
 }
@@ -110,7 +114,7 @@ pub fn run_top(
     g: &dyn Ground,
     i: &Input,
     legs: &BTreeSet<DiskId>,
-    ticket: &Ticket<'_>,
+    ticket: &Ticket,
     tell: &dyn Fn(&Seen),
 ) -> (Option<Seen>, End) {
     let mut last: Option<Act> = None;
@@ -209,7 +213,7 @@ pub fn run_legs(
     i: &Input,
     legs: &BTreeSet<DiskId>,
     arrived: &BTreeSet<DiskId>,
-    ticket: &Ticket<'_>,
+    ticket: &Ticket,
     reinstate: bool,
 ) -> LegsSeen {
     let mut out = LegsSeen::default();
