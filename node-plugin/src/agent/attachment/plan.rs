@@ -155,16 +155,20 @@ pub fn lookup<'a>(i: &'a Input, seen: &'a Seen) -> impl Fn(&Dev) -> Option<(DevN
 /// The devices that the goal's role asks for, from the bottom up; empty without a map.
 pub fn wanted(i: &Input) -> Vec<DmDevice> {
     let Some(m) = &i.goal.map else { return vec![] };
-    stack_of(i, &m.map)
+    stack_of(i, &m.map, &|d| is_local(i, d))
 }
 
-/// The same, with the spare left alone.
-fn wanted_unmirrored(i: &Input) -> Vec<DmDevice> {
-    let Some(m) = &i.goal.map else { return vec![] };
-    stack_of(i, &m.map.unfilled())
+fn is_local(i: &Input, disk: DiskId) -> bool {
+    !i.goal.remotes.contains_key(&disk)
 }
 
-fn stack_of(i: &Input, map: &Map) -> Vec<DmDevice> {
+/// Whether nothing can stand on a leg to the disk. One that has come to this node is reached by the leg that it had as well, until
+/// nothing stands on that any more.
+fn has_no_leg(i: &Input, seen: &Seen, disk: DiskId) -> bool {
+    is_local(i, disk) && !seen.legs.contains_key(&disk)
+}
+
+fn stack_of(i: &Input, map: &Map, is_local: &dyn Fn(DiskId) -> bool) -> Vec<DmDevice> {
     let Some(m) = &i.goal.map else { return vec![] };
     let state = match i.goal.role {
         Role::Writer => TopState::Open { read_only: false },
@@ -172,14 +176,8 @@ fn stack_of(i: &Input, map: &Map) -> Vec<DmDevice> {
         Role::Guard => TopState::Guarded,
         Role::FenceIfQuiet | Role::Absent => TopState::Fenced,
     };
-    let is_local = |d| !i.goal.remotes.contains_key(&d);
-    let input = StackInput {
-        volume: i.goal.volume,
-        extent_size: m.extent_size,
-        map,
-        node: &i.node,
-        is_local: &is_local,
-    };
+    let input =
+        StackInput { volume: i.goal.volume, extent_size: m.extent_size, map, node: &i.node, is_local };
     stack::plan_consumer(&input, state)
 }
 
@@ -198,12 +196,12 @@ fn missing(i: &Input, seen: &Seen) -> Option<String> {
     // A spare may come later, or never.
     let map = i.goal.map.as_ref()?.map.unfilled();
     let mut why = vec![];
-    for d in map.used_disks().into_iter().filter(|d| !i.goal.remotes.contains_key(d)) {
+    for d in map.used_disks().into_iter().filter(|d| is_local(i, *d)) {
         if !i.areas.contains_key(&d) {
             why.push(format!("disk {d} does not serve on this node"));
         }
     }
-    for w in stack_of(i, &map) {
+    for w in stack_of(i, &map, &|d| is_local(i, d)) {
         let DmRole::Leg(_, d) = w.role else { continue };
         let len = w.rows.iter().map(|r| r.len).sum::<Sectors>();
         let have = seen.legs.get(&d).and_then(|f| f.table.as_ref()).map(Table::len);
@@ -303,14 +301,20 @@ fn mirror(i: &Input, seen: &Seen) -> Result<(bool, Option<DmDevice>), Next> {
     let mut devices = wanted(i);
     let top = devices.pop();
     let Some(want) = devices.pop().filter(|d| d.role == DmRole::Mirror(v)) else {
-        return without_mirror(i, seen, top);
+        return without_mirror(i, seen);
     };
     // Without the spare's device there is nothing to fill yet.
     let Ok(table) = resolve(&want.rows, &lookup(i, seen)) else {
-        return without_mirror(i, seen, unmirrored(i));
+        return without_mirror(i, seen);
     };
     let is = |t: &Table| seen.mirror.as_ref().is_some_and(|f| !f.suspended && f.table.as_ref() == Some(t));
-    if is(&table) {
+    // One that was begun before a disk came to this node goes on: who was told that the spare is whole may be switching to it.
+    let by_legs = || {
+        let devices = stack_of(i, &i.goal.map.as_ref()?.map, &|d| has_no_leg(i, seen, d));
+        let mirror = devices.into_iter().find(|d| d.role == want.role)?;
+        resolve(&mirror.rows, &lookup(i, seen)).ok()
+    };
+    if is(&table) || by_legs().is_some_and(|t| is(&t)) {
         let preloaded = seen.mirror.as_ref().is_some_and(|f| f.preloaded);
         return if preloaded { Err(Next::Do(Act::Clear(want.role))) } else { Ok((true, top)) };
     }
@@ -318,7 +322,7 @@ fn mirror(i: &Input, seen: &Seen) -> Result<(bool, Option<DmDevice>), Next> {
     // It copies from the moment that it is made: what the top then still wrote past it would be missing in the spare.
     // So it begins as a plain way to the leg, and becomes the mirror when the top stands on it.
     let Some(plain) = plain_of(&table).filter(|_| !i.was_whole) else {
-        return without_mirror(i, seen, unmirrored(i));
+        return without_mirror(i, seen);
     };
     if seen.mirror.is_none() {
         return Err(set(plain));
@@ -329,7 +333,7 @@ fn mirror(i: &Input, seen: &Seen) -> Result<(bool, Option<DmDevice>), Next> {
             Ok(None) => Err(set(table)),
             Err(e) => Err(Next::Wait(e.to_string())),
         },
-        Some(_) | None => without_mirror(i, seen, unmirrored(i)),
+        Some(_) | None => without_mirror(i, seen),
     }
 }
 
@@ -341,27 +345,29 @@ fn plain_of(mirror: &Table) -> Option<Table> {
     Table::single(line.len, Kt::Linear { dev: leg.dev, offset: leg.offset }).ok()
 }
 
-fn unmirrored(i: &Input) -> Option<DmDevice> {
-    wanted_unmirrored(i).pop()
+/// The top as it is without a mirror; `is_local`: which disks it stands on itself, not on a leg.
+fn unmirrored(i: &Input, is_local: &dyn Fn(DiskId) -> bool) -> Option<DmDevice> {
+    stack_of(i, &i.goal.map.as_ref()?.map.unfilled(), is_local).pop()
 }
 
-fn without_mirror(i: &Input, seen: &Seen, top: Option<DmDevice>) -> Result<(bool, Option<DmDevice>), Next> {
-    let (Some(f), Some(t)) = (&seen.mirror, &top) else { return Ok((false, top)) };
-    let rows = match resolve(&t.rows, &lookup(i, seen)) {
-        Ok(rows) => rows,
-        Err(e) => return Err(Next::Wait(e.to_string())),
+fn without_mirror(i: &Input, seen: &Seen) -> Result<(bool, Option<DmDevice>), Next> {
+    let top = unmirrored(i, &|d| is_local(i, d));
+    let [line] = seen.mirror.as_ref().and_then(|f| f.table.as_ref()).map_or(&[][..], Table::lines) else {
+        return Ok((false, top));
     };
-    let [line] = f.table.as_ref().map_or(&[][..], Table::lines) else { return Ok((false, top)) };
     let Kt::Mirror { legs, .. } = &line.target else { return Ok((false, top)) };
-    let Some(leg) = legs.iter().find(|l| is_used(&rows, l, line.len)) else {
-        return Err(Next::Wait(
-            "neither side of the mirror that stands is where the map has its extents".into(),
-        ));
-    };
-    match Table::single(line.len, Kt::Linear { dev: leg.dev, offset: leg.offset }) {
-        Ok(table) => Err(Next::Do(Act::Set { role: DmRole::Mirror(i.goal.volume), table, read_only: false })),
-        Err(e) => Err(Next::Wait(e.to_string())),
+    let by_legs = unmirrored(i, &|d| has_no_leg(i, seen, d));
+    for t in top.iter().chain(&by_legs) {
+        let rows = resolve(&t.rows, &lookup(i, seen)).map_err(|e| Next::Wait(e.to_string()))?;
+        let Some(leg) = legs.iter().find(|l| is_used(&rows, l, line.len)) else { continue };
+        let plain = Kt::Linear { dev: leg.dev, offset: leg.offset };
+        let table = Table::single(line.len, plain).map_err(|e| Next::Wait(e.to_string()))?;
+        return Err(Next::Do(Act::Set { role: DmRole::Mirror(i.goal.volume), table, read_only: false }));
     }
+    if top.is_none() {
+        return Ok((false, top));
+    }
+    Err(Next::Wait("neither side of the mirror that stands is where the map has its extents".into()))
 }
 
 /// Whether a table maps `len` sectors from this place on.
@@ -390,9 +396,16 @@ fn stop_mirror(i: &Input, seen: &Seen) -> Option<Act> {
     Some(Act::Set { role, table: Table::error(table.len()).ok()?, read_only: false })
 }
 
+/// A leg that nothing stands on and nothing is to stand on.
 fn stale_leg(i: &Input, seen: &Seen) -> Option<DiskId> {
     let disks: BTreeSet<DiskId> = i.goal.map.as_ref()?.map.used_disks();
-    seen.legs.keys().find(|d| !disks.contains(d) || !i.goal.remotes.contains_key(d)).copied()
+    let mirrored = |dev: DevNo| {
+        let table = seen.mirror.as_ref().and_then(|f| f.table.as_ref());
+        let on_it = |t: &Kt| matches!(t, Kt::Mirror { legs, .. } if legs.iter().any(|l| l.dev == dev));
+        table.is_some_and(|t| t.lines().iter().any(|l| on_it(&l.target)))
+    };
+    let stale = |(d, f): &(&DiskId, &Found)| (!disks.contains(d) || is_local(i, **d)) && !mirrored(f.dev);
+    seen.legs.iter().find(stale).map(|(d, _)| *d)
 }
 
 fn plan_guard(i: &Input, seen: &Seen) -> Next {

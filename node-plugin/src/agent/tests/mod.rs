@@ -16,7 +16,7 @@ use pool::{
     ids::{DiskId, Epoch, NodeName, VolumeId},
     names::{self, DmRole},
     units::{ExtentSize, Extents, Sectors},
-    volume::{Leg, Map, Segment},
+    volume::{Leg, Map, Segment, Spare},
 };
 use tokio::{runtime::Runtime, sync::watch};
 
@@ -565,6 +565,70 @@ fn a_disk_that_comes_while_the_top_waits_for_its_leg_is_taken_up() {
     let at = |what: String| log.iter().position(|l| *l == what);
     let label = at(format!("label {OTHER}"));
     assert!(label.is_some() && label < at(format!("set {}", DmRole::Near(V, OTHER).dm_name())), "{log:?}");
+}
+
+/// What is mirrored lies on a disk that comes to this node; the spare's is another node's. The mirror goes on by the leg, which
+/// stays until the mirror goes: the controller may be switching to the spare.
+#[test]
+fn a_mirror_outlives_that_one_of_its_disks_comes_here() {
+    let spare = |epoch, remotes: &[DiskId], filling| {
+        let mut g = goal(V, epoch, Role::Writer, 8);
+        let far = g.remotes[&REMOTE].clone();
+        g.remotes = remotes.iter().map(|d| (*d, far.clone())).collect();
+        if let Some(m) = &mut g.map {
+            let place = Leg { disk: OTHER, first: Extents::new(9) };
+            m.map.0[1].spare = Some(Spare { leg: 0, place, filling });
+        }
+        g
+    };
+    for cut in 0.. {
+        let k = kernel_with_two_imports();
+        let is_mirror = || {
+            let w = k.lock();
+            let found = w.devices.get(&DmRole::Mirror(V)).and_then(|d| d.found.as_ref());
+            found
+                .and_then(|f| f.table.as_ref())
+                .is_some_and(|t| matches!(t.lines()[0].target, Target::Mirror { .. }))
+        };
+        let mirror = || k.lock().devices[&DmRole::Mirror(V)].found.as_ref().and_then(|f| f.table.clone());
+        {
+            let life = Life::start(&k);
+            life.attach(spare(1, &[REMOTE, OTHER], true));
+            life.until(V, 1, Standing::Open);
+            life.wait("the mirror", is_mirror);
+            let before = mirror();
+            k.lock().devices.get_mut(&DmRole::Leg(V, REMOTE)).unwrap().path_failed = true;
+            k.lock().fabric.imports.get_mut(&names::slice_id(V, REMOTE, &me())).unwrap().live = false;
+            life.attach(spare(2, &[OTHER], true));
+            life.wait("the leg to go on", || !k.lock().devices[&DmRole::Leg(V, REMOTE)].path_failed);
+            life.until(V, 2, Standing::Open);
+            assert_eq!(mirror(), before);
+        }
+        k.lock().log.clear();
+        k.lock().left = Some(cut);
+        let first = Life::start(&k);
+        first.attach(spare(3, &[OTHER], false));
+        let alone = || roles(&k) == [DmRole::Top(V)];
+        first.wait("the cut", || k.lock().left == Some(0) || alone());
+        let whole = k.lock().left != Some(0);
+        drop(first);
+        k.lock().left = None;
+        let second = Life::start(&k);
+        second.attach(spare(3, &[OTHER], false));
+        second.wait("the top alone", alone);
+        second.until(V, 3, Standing::Open);
+        assert_eq!(top_kinds(&k), ["linear", "linear"]);
+        let log = k.lock().log.clone();
+        let at = |what: String| log.iter().position(|l| *l == what);
+        let (top, mirror) = (DmRole::Top(V).dm_name(), DmRole::Mirror(V).dm_name());
+        assert!(
+            at(format!("set {mirror}")).is_some() && at(format!("set {mirror}")) < at(format!("set {top}")),
+            "{log:?}"
+        );
+        if whole {
+            return;
+        }
+    }
 }
 
 #[test]
