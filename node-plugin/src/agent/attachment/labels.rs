@@ -45,9 +45,8 @@ pub struct Labels {
     pause: Backoff,
 }
 
-impl Labels {
-    /// Nothing is known yet.
-    pub fn new() -> Self {
+impl Default for Labels {
+    fn default() -> Self {
         Self {
             known: vec![],
             promised: vec![],
@@ -60,7 +59,9 @@ impl Labels {
             pause: Backoff::new(FAILED.0, FAILED.1),
         }
     }
+}
 
+impl Labels {
     /// There is another goal: all are looked after anew.
     pub fn renew(&mut self) {
         self.era += 1;

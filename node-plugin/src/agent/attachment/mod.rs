@@ -165,7 +165,7 @@ impl Worker {
             legs,
             seen: None,
             extra: Extra::default(),
-            labels: Labels::new(),
+            labels: Labels::default(),
             top: None,
             top_wanted: true,
             top_since: Instant::now(),
