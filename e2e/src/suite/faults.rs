@@ -229,22 +229,12 @@ fn disks_carried(c: &Cluster) -> Result<()> {
         &["node n3 holds parts of 3 volumes", "carried-home", "carried-lent", "carried-far"],
     )?;
 
-    let disks = c.spec().pool_disks();
-    for disk in 0..disks {
-        c.node(1).plug(disk, c.node(3), disk)?;
-    }
-    let rows = |s: &Value, what: &str| s[what].as_array().cloned().unwrap_or_default();
-    let serving = |s: &Value, node: &str| {
-        rows(s, "disks").iter().filter(|d| d["node"] == node && d["state"] == "serving").count()
-    };
-    c.wait_survey("n1 to say whose disks it has, and what to do", |s| {
-        let n1 = rows(s, "nodes").into_iter().find(|n| n["node"] == "n1").unwrap_or_default();
-        let left_alone = n1["unclaimed"].to_string();
-        left_alone.matches("weir forget n3").count() == usize::from(disks)
-    })?;
+    carry(c, 3, 1)?;
     borrower.wait_stalled(Duration::from_secs(2))?;
     ask(c, &["forget", "n3"])?;
-    c.wait_survey("the disks to serve in n1", |s| serving(s, "n1") == 2 * usize::from(disks))?;
+    c.wait_survey("the disks to serve in n1", |s| {
+        in_state(s, "n1", "serving") == 2 * usize::from(c.spec().pool_disks())
+    })?;
     borrower.wait_writes(128)?;
     third.wait_writes(128)?;
     let csi = c.node_csi(1)?;
@@ -262,21 +252,52 @@ fn disks_carried(c: &Cluster) -> Result<()> {
     for id in [&lent, &far] {
         c.csi().delete(id)?;
     }
-    c.wait_survey("the space to be wiped", |s| {
-        rows(s, "disks").iter().all(|d| d["unwiped"].as_u64() == Some(0))
-    })?;
-
-    for disk in 0..disks {
-        c.node(1).unplug(disk)?;
-    }
-    c.revive(3)?;
-    c.wait_survey("the disks to serve in n3 again", |s| serving(s, "n3") == usize::from(disks))?;
+    carry_back(c, 1, 3)?;
     let csi = c.node_csi(3)?;
     let dev = retry("n3 to get its volume", &NOT_YET, || csi.attach(&home, Use::Block))?;
     check_slots(&slots(c, 3, &dev)?, &known)?;
     csi.detach(&home)?;
     c.csi().delete(&home)?;
     c.wait_for_disks()
+}
+
+fn rows(s: &Value, what: &str) -> Vec<Value> {
+    s[what].as_array().cloned().unwrap_or_default()
+}
+
+/// How many disks of a node are in this state.
+fn in_state(s: &Value, node: &str, state: &str) -> usize {
+    rows(s, "disks").iter().filter(|d| d["node"] == node && d["state"] == state).count()
+}
+
+/// Puts the disks of a node that is dead into another one, which says what to do about that.
+pub(super) fn carry(c: &Cluster, from: u8, to: u8) -> Result<()> {
+    let (disks, former, name) = (c.spec().pool_disks(), c.node(from).name(), c.node(to).name());
+    for disk in 0..disks {
+        c.node(to).plug(disk, c.node(from), disk)?;
+    }
+    c.wait_survey(&format!("{name} to say whose disks it has, and what to do"), |s| {
+        let node = rows(s, "nodes").into_iter().find(|n| n["node"] == name.as_str()).unwrap_or_default();
+        let left_alone = node["unclaimed"].to_string();
+        left_alone.matches(&format!("weir forget {former}")).count() == usize::from(disks)
+    })
+    .map(drop)
+}
+
+/// Puts them back, once all that was freed is wiped, and boots the node that they came from.
+pub(super) fn carry_back(c: &Cluster, from: u8, to: u8) -> Result<()> {
+    c.wait_survey("the space to be wiped", |s| {
+        rows(s, "disks").iter().all(|d| d["unwiped"].as_u64() == Some(0))
+    })?;
+    let (disks, name) = (c.spec().pool_disks(), c.node(to).name());
+    for disk in 0..disks {
+        c.node(from).unplug(disk)?;
+    }
+    c.revive(to)?;
+    c.wait_survey(&format!("the disks to serve in {name} again"), |s| {
+        in_state(s, &name, "serving") == usize::from(disks)
+    })
+    .map(drop)
 }
 
 /// Erases both ends of a disk, where its label stands, as docs/operations.md says; and says so to who listens, as udev would.

@@ -10,13 +10,18 @@ use tonic::Code;
 use super::{
     Case, Run, check_pattern,
     crash::die_at,
+    drain::ask,
+    faults::{carry, carry_back},
     verifier::{Verifier, hosts, retry, third, wait_alive, wait_held},
     write_pattern,
 };
-use crate::cluster::{
-    Cluster,
-    clients::{NewVolume, Use},
-    find_volume,
+use crate::{
+    cluster::{
+        Cluster, PATIENCE,
+        clients::{NewVolume, Use},
+        find_volume,
+    },
+    wait,
 };
 
 pub(super) const CASES: &[Case] = &[
@@ -44,6 +49,11 @@ pub(super) const CASES: &[Case] = &[
         name: "moves/plugin-dies",
         about: "the consumer's plugin dies in the middle of a move and comes back",
         run: Run::On(plugin_dies),
+    },
+    Case {
+        name: "moves/source-carried",
+        about: "a lender dies in the middle of a move and its disk comes to the consumer; the host of the new place dies too: I/O goes on",
+        run: Run::On(source_carried),
     },
     Case { name: "moves/crash", about: "the controller dies at every step of a move", run: Run::On(crash) },
 ];
@@ -209,6 +219,45 @@ fn plugin_dies(c: &Cluster) -> Result<()> {
     ensure!(!hosts(c, &id)?.contains(&1), "it still lies on n1");
     v.finish()?;
     end(c, &id, &[1])
+}
+
+/// n1 uses what n3 lends and moves to n2. n3 dies, its disk comes to n1 and the copy goes on there, until n2 dies too.
+fn source_carried(c: &Cluster) -> Result<()> {
+    c.csi().drain_node("n1", false)?;
+    let id = c.csi().create(&NewVolume { beside: Some("n3"), ..new("move-carried", 192, Use::Block) })?;
+    ensure!(hosts(c, &id)? == [3], "volume {id} lies on {:?}", hosts(c, &id)?);
+    let disk = disk_of(c, 3)?;
+    let dev = c.node_csi(1)?.attach(&id, Use::Block)?;
+    let v = Verifier::start(c, 1, "move-carried", &dev, 100)?;
+    v.wait_writes(128)?;
+    c.csi().drain_node("n3", false)?;
+    ensure!(wait_copying(c, &id)? == 2, "it goes to another node than n2");
+    c.node(3).kill()?;
+    v.wait_stalled(Duration::from_secs(1))?;
+    wait_alive(c, 3, false)?;
+    carry(c, 3, 1)?;
+    ask(c, &["forget", "n3"])?;
+    c.wait_survey("the disk to be n1's", |s| {
+        let mut disks = s["disks"].as_array().into_iter().flatten();
+        disks.any(|d| d["disk"] == disk.as_str() && d["node"] == "n1")
+    })?;
+    c.node(2).kill()?;
+    wait_alive(c, 2, false)?;
+    c.wait_survey("the move to be called off", |s| s["moves"].as_array().is_some_and(Vec::is_empty))?;
+    v.goes_on_for(Duration::from_secs(2))?;
+    ensure!(hosts(c, &id)? == [1], "volume {id} lies on {:?}", hosts(c, &id)?);
+    let left = || c.node(1).run_ok("cat /sys/block/dm-*/dm/name | grep -v ^weir-hold-");
+    wait::until("n1 to have nothing but the volume's device", PATIENCE, || {
+        Ok((left()?.trim() == format!("weir-{id}")).then_some(()))
+    })
+    .with_context(|| format!("it has {:?}", left()))?;
+    c.revive(2)?;
+    wait_alive(c, 2, true)?;
+    v.finish()?;
+    // What was being emptied still is, wherever it stands.
+    end(c, &id, &[1])?;
+    carry_back(c, 1, 3)?;
+    c.wait_for_disks()
 }
 
 fn crash(c: &Cluster) -> Result<()> {
