@@ -142,6 +142,15 @@ impl StackInput<'_> {
     pub fn size(&self) -> Sectors {
         self.extent_size.sectors_of(self.map.extents())
     }
+
+    /// The one row of a device that stands in the mirror's stead: straight to where the map has what the mirror is of, whether the
+    /// spare is being filled or given up. `None` without a spare.
+    pub fn unmirrored_row(&self) -> Option<Row> {
+        let (s, spare) = self.map.spare()?;
+        let (dev, offset) = self.place(s, s.legs.get(spare.leg as usize)?);
+        let len = self.extent_size.sectors_of(s.leg_count());
+        Some(Row { start: Sectors::ZERO, len, target: Target::Linear { dev, offset } })
+    }
 }
 
 /// Sectors that a mirror copies at a time: an extent (4 MiB at least) is a whole number of them, and a write waits

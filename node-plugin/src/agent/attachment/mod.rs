@@ -596,7 +596,9 @@ impl Worker {
                 self.imports.clear();
             }
             Standing::Open if self.goal.builds() && self.extra.trouble.is_empty() && self.top.is_none() => {
-                let keep = self.goal.remotes.keys().copied().collect();
+                // A leg that something still stands on holds its connection.
+                let legs = self.seen.iter().flat_map(|s| s.legs.keys());
+                let keep = self.goal.remotes.keys().chain(legs).copied().collect();
                 self.ctx.imports.retain(self.volume, &keep);
             }
             Standing::Unknown | Standing::Absent | Standing::Fenced | Standing::Guarded | Standing::Open => {}

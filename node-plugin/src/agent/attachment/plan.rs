@@ -162,23 +162,23 @@ fn is_local(i: &Input, disk: DiskId) -> bool {
     !i.goal.remotes.contains_key(&disk)
 }
 
-/// Whether nothing can stand on a leg to the disk. One that has come to this node is reached by the leg that it had as well, until
-/// nothing stands on that any more.
-fn has_no_leg(i: &Input, seen: &Seen, disk: DiskId) -> bool {
-    is_local(i, disk) && !seen.legs.contains_key(&disk)
-}
-
 fn stack_of(i: &Input, map: &Map, is_local: &dyn Fn(DiskId) -> bool) -> Vec<DmDevice> {
-    let Some(m) = &i.goal.map else { return vec![] };
     let state = match i.goal.role {
         Role::Writer => TopState::Open { read_only: false },
         Role::Reader => TopState::Open { read_only: true },
         Role::Guard => TopState::Guarded,
         Role::FenceIfQuiet | Role::Absent => TopState::Fenced,
     };
-    let input =
-        StackInput { volume: i.goal.volume, extent_size: m.extent_size, map, node: &i.node, is_local };
-    stack::plan_consumer(&input, state)
+    stack_input(i, map, is_local).map_or(vec![], |input| stack::plan_consumer(&input, state))
+}
+
+fn stack_input<'a>(
+    i: &'a Input,
+    map: &'a Map,
+    is_local: &'a dyn Fn(DiskId) -> bool,
+) -> Option<StackInput<'a>> {
+    let extent_size = i.goal.map.as_ref()?.extent_size;
+    Some(StackInput { volume: i.goal.volume, extent_size, map, node: &i.node, is_local })
 }
 
 /// The next act, or why there is none.
@@ -233,15 +233,8 @@ fn settle(i: &Input, seen: &Seen, w: &DmDevice) -> Result<Option<Act>, ResolveEr
 /// Whether a leg below has a volatile cache: then flushes must pass, and a device that was loaded before the leg had
 /// one drops them.
 fn lies_on_write_back(t: &Table, seen: &Seen) -> bool {
-    let below = |d: DevNo| {
-        let ours = seen.legs.values().chain(&seen.map).chain(&seen.mirror);
-        ours.into_iter().any(|f| f.dev == d && f.write_back)
-    };
-    t.lines().iter().any(|l| match &l.target {
-        Kt::Linear { dev, .. } => below(*dev),
-        Kt::Striped { stripes, .. } => stripes.iter().any(|s| below(s.dev)),
-        _ => false,
-    })
+    let below = || seen.legs.values().chain(&seen.map).chain(&seen.mirror).filter(|f| f.write_back);
+    t.lines().iter().any(|l| below().any(|f| stands_on(&l.target, f.dev)))
 }
 
 fn or_wait(r: Result<Option<Act>, ResolveError>) -> Option<Next> {
@@ -303,25 +296,23 @@ fn mirror(i: &Input, seen: &Seen) -> Result<(bool, Option<DmDevice>), Next> {
     let Some(want) = devices.pop().filter(|d| d.role == DmRole::Mirror(v)) else {
         return without_mirror(i, seen);
     };
+    // One that stands is this move's: no other begins before the node has said that it is gone. The controller may be switching to
+    // the spare on its word, so nothing but a goal that does not want it takes it down, whatever became of what it stands on.
+    if let Some(f) = seen.mirror.as_ref().filter(|f| is_mirror(f) && !f.suspended) {
+        if f.preloaded {
+            return Err(Next::Do(Act::Clear(want.role)));
+        }
+        return Ok((true, top.and_then(|t| top_above_mirror(i, seen, t))));
+    }
     // Without the spare's device there is nothing to fill yet.
     let Ok(table) = resolve(&want.rows, &lookup(i, seen)) else {
         return without_mirror(i, seen);
     };
     let is = |t: &Table| seen.mirror.as_ref().is_some_and(|f| !f.suspended && f.table.as_ref() == Some(t));
-    // One that was begun before a disk came to this node goes on: who was told that the spare is whole may be switching to it.
-    let by_legs = || {
-        let devices = stack_of(i, &i.goal.map.as_ref()?.map, &|d| has_no_leg(i, seen, d));
-        let mirror = devices.into_iter().find(|d| d.role == want.role)?;
-        resolve(&mirror.rows, &lookup(i, seen)).ok()
-    };
-    if is(&table) || by_legs().is_some_and(|t| is(&t)) {
-        let preloaded = seen.mirror.as_ref().is_some_and(|f| f.preloaded);
-        return if preloaded { Err(Next::Do(Act::Clear(want.role))) } else { Ok((true, top)) };
-    }
     let set = |table| Next::Do(Act::Set { role: want.role.clone(), table, read_only: false });
     // It copies from the moment that it is made: what the top then still wrote past it would be missing in the spare.
     // So it begins as a plain way to the leg, and becomes the mirror when the top stands on it.
-    let Some(plain) = plain_of(&table).filter(|_| !i.was_whole) else {
+    let Some(plain) = unmirrored_table(i, seen).filter(|_| !i.was_whole) else {
         return without_mirror(i, seen);
     };
     if seen.mirror.is_none() {
@@ -337,51 +328,34 @@ fn mirror(i: &Input, seen: &Seen) -> Result<(bool, Option<DmDevice>), Next> {
     }
 }
 
-/// A mirror's table with nothing but its first side.
-fn plain_of(mirror: &Table) -> Option<Table> {
-    let [line] = mirror.lines() else { return None };
-    let Kt::Mirror { legs, .. } = &line.target else { return None };
-    let leg = legs.first()?;
-    Table::single(line.len, Kt::Linear { dev: leg.dev, offset: leg.offset }).ok()
+fn is_mirror(f: &Found) -> bool {
+    f.table.as_ref().is_some_and(|t| t.lines().iter().any(|l| matches!(l.target, Kt::Mirror { .. })))
 }
 
-/// The top as it is without a mirror; `is_local`: which disks it stands on itself, not on a leg.
-fn unmirrored(i: &Input, is_local: &dyn Fn(DiskId) -> bool) -> Option<DmDevice> {
-    stack_of(i, &i.goal.map.as_ref()?.map.unfilled(), is_local).pop()
+/// The top above a mirror that stands. A swap of it would wait for writes that the mirror may come to hold, so it stays on the legs of
+/// disks that have come to this node for as long.
+fn top_above_mirror(i: &Input, seen: &Seen, top: DmDevice) -> Option<DmDevice> {
+    let by_legs = |d| is_local(i, d) && !seen.legs.contains_key(&d);
+    let stands = stack_of(i, &i.goal.map.as_ref()?.map, &by_legs).pop()?;
+    let is_so = matches!(settle(i, seen, &stands), Ok(None));
+    Some(if is_so { stands } else { top })
+}
+
+/// What stands in a mirror's stead.
+fn unmirrored_table(i: &Input, seen: &Seen) -> Option<Table> {
+    let local = |d| is_local(i, d);
+    let row = stack_input(i, &i.goal.map.as_ref()?.map, &local)?.unmirrored_row()?;
+    resolve(&[row], &lookup(i, seen)).ok()
 }
 
 fn without_mirror(i: &Input, seen: &Seen) -> Result<(bool, Option<DmDevice>), Next> {
-    let top = unmirrored(i, &|d| is_local(i, d));
-    let [line] = seen.mirror.as_ref().and_then(|f| f.table.as_ref()).map_or(&[][..], Table::lines) else {
-        return Ok((false, top));
-    };
-    let Kt::Mirror { legs, .. } = &line.target else { return Ok((false, top)) };
-    let by_legs = unmirrored(i, &|d| has_no_leg(i, seen, d));
-    for t in top.iter().chain(&by_legs) {
-        let rows = resolve(&t.rows, &lookup(i, seen)).map_err(|e| Next::Wait(e.to_string()))?;
-        let Some(leg) = legs.iter().find(|l| is_used(&rows, l, line.len)) else { continue };
-        let plain = Kt::Linear { dev: leg.dev, offset: leg.offset };
-        let table = Table::single(line.len, plain).map_err(|e| Next::Wait(e.to_string()))?;
-        return Err(Next::Do(Act::Set { role: DmRole::Mirror(i.goal.volume), table, read_only: false }));
+    if !seen.mirror.as_ref().is_some_and(is_mirror) {
+        let map = i.goal.map.as_ref().map(|m| m.map.unfilled());
+        return Ok((false, map.and_then(|m| stack_of(i, &m, &|d| is_local(i, d)).pop())));
     }
-    if top.is_none() {
-        return Ok((false, top));
-    }
-    Err(Next::Wait("neither side of the mirror that stands is where the map has its extents".into()))
-}
-
-/// Whether a table maps `len` sectors from this place on.
-fn is_used(rows: &Table, place: &kernel::dm::Stripe, len: Sectors) -> bool {
-    let holds = |dev: DevNo, from: Sectors, room: Sectors| {
-        dev == place.dev && from <= place.offset && place.offset.plus(len) <= from.plus(room)
-    };
-    rows.lines().iter().any(|l| match &l.target {
-        Kt::Linear { dev, offset } => holds(*dev, *offset, l.len),
-        Kt::Striped { stripes, .. } => {
-            let room = Sectors::new(l.len.get() / stripes.len().max(1) as u64);
-            stripes.iter().any(|s| holds(s.dev, s.offset, room))
-        }
-        _ => false,
+    Err(match unmirrored_table(i, seen) {
+        Some(table) => Next::Do(Act::Set { role: DmRole::Mirror(i.goal.volume), table, read_only: false }),
+        None => Next::Wait("a mirror stands, and the map does not say of what".into()),
     })
 }
 
@@ -399,13 +373,19 @@ fn stop_mirror(i: &Input, seen: &Seen) -> Option<Act> {
 /// A leg that nothing stands on and nothing is to stand on.
 fn stale_leg(i: &Input, seen: &Seen) -> Option<DiskId> {
     let disks: BTreeSet<DiskId> = i.goal.map.as_ref()?.map.used_disks();
-    let mirrored = |dev: DevNo| {
-        let table = seen.mirror.as_ref().and_then(|f| f.table.as_ref());
-        let on_it = |t: &Kt| matches!(t, Kt::Mirror { legs, .. } if legs.iter().any(|l| l.dev == dev));
-        table.is_some_and(|t| t.lines().iter().any(|l| on_it(&l.target)))
-    };
-    let stale = |(d, f): &(&DiskId, &Found)| (!disks.contains(d) || is_local(i, **d)) && !mirrored(f.dev);
+    let tables = || [&seen.top, &seen.mirror].into_iter().flatten().filter_map(|f| f.table.as_ref());
+    let carries = |dev: DevNo| tables().any(|t| t.lines().iter().any(|l| stands_on(&l.target, dev)));
+    let stale = |(d, f): &(&DiskId, &Found)| (!disks.contains(d) || is_local(i, **d)) && !carries(f.dev);
     seen.legs.iter().find(stale).map(|(d, _)| *d)
+}
+
+fn stands_on(t: &Kt, on: DevNo) -> bool {
+    match t {
+        Kt::Linear { dev, .. } => *dev == on,
+        Kt::Striped { stripes, .. } => stripes.iter().any(|s| s.dev == on),
+        Kt::Mirror { legs, .. } => legs.iter().any(|l| l.dev == on),
+        _ => false,
+    }
 }
 
 fn plan_guard(i: &Input, seen: &Seen) -> Next {

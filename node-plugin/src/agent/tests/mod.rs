@@ -9,7 +9,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use kernel::{DevNo, dm::Target};
+use kernel::{
+    DevNo,
+    dm::{Table, Target},
+};
 use observe::prometheus::{encoding::text::encode, registry::Registry};
 use pool::{
     goals::{ExportState, Role},
@@ -47,12 +50,15 @@ struct Room {
     kernel: Weak<Fake>,
     /// A disk whose label does not answer.
     hangs: watch::Receiver<Option<DiskId>>,
+    /// A disk that does not serve.
+    gone: watch::Receiver<Option<DiskId>>,
 }
 
 #[async_trait]
 impl Disks for Room {
     fn data_area(&self, disk: DiskId) -> Option<DataArea> {
-        let minor = [LOCAL, REMOTE, OTHER].iter().position(|d| *d == disk)?;
+        let gone = *self.gone.borrow();
+        let minor = [LOCAL, REMOTE, OTHER].iter().position(|d| *d == disk && gone != Some(disk))?;
         Some(DataArea {
             dev: DevNo::new(254, minor as u32),
             path: "/dev/vda".into(),
@@ -111,6 +117,7 @@ struct Life {
     wipes: Arc<Retirements>,
     disks: watch::Sender<u64>,
     hang: watch::Sender<Option<DiskId>>,
+    gone: watch::Sender<Option<DiskId>>,
 }
 
 impl Life {
@@ -119,10 +126,12 @@ impl Life {
         let (disks, wipes) = (watch::Sender::new(0), Arc::<Retirements>::default());
         let (changes, kernel_too) = (disks.clone(), Arc::downgrade(kernel));
         let (hang, hangs) = watch::channel(None);
-        let room = Arc::new(Room { changes, wipes: wipes.clone(), kernel: kernel_too, hangs });
+        let (gone, goes) = watch::channel(None);
+        let room = Arc::new(Room { changes, wipes: wipes.clone(), kernel: kernel_too, hangs, gone: goes });
         let holders = Arc::strong_count(kernel);
         let agent = rt.block_on(Agent::start(me(), kernel.clone(), room)).unwrap();
-        Self { rt: Some(rt), agent: Some(agent), kernel: Arc::downgrade(kernel), holders, wipes, disks, hang }
+        let kernel = Arc::downgrade(kernel);
+        Self { rt: Some(rt), agent: Some(agent), kernel, holders, wipes, disks, hang, gone }
     }
 
     fn agent(&self) -> &Arc<Agent> {
@@ -424,15 +433,13 @@ fn a_path_that_came_back_is_taken_up_and_a_new_one_too() {
     life.until(V, 1, Standing::Open);
     let leg = DmRole::Leg(V, REMOTE);
     let slice = names::slice_id(V, REMOTE, &me());
-    let fail = |live| {
-        let mut w = k.lock();
-        w.devices.get_mut(&leg).unwrap().path_failed = true;
-        w.fabric.imports.get_mut(&slice).unwrap().live = live;
-    };
-    fail(false);
+    // The path fails once its lender is known to be away: before, it would be tried again at once.
+    k.lock().fabric.imports.get_mut(&slice).unwrap().live = false;
     k.notify();
     life.wait("the view", || !life.agent().ctx.imports.import(V, REMOTE).unwrap().live);
+    k.lock().devices.get_mut(&leg).unwrap().path_failed = true;
     life.attach(goal(V, 2, Role::Writer, 8));
+    life.agent().lock().attachments[&V].handle.poke();
     life.wait("queueing", || life.agent().book().full().attachments.iter().any(|a| !a.queueing.is_empty()));
     assert!(!k.lock().log.iter().any(|l| l.starts_with("reinstate")), "not while its controller is away");
     k.lock().fabric.imports.get_mut(&slice).unwrap().live = true;
@@ -543,16 +550,17 @@ fn a_disk_that_comes_while_the_top_waits_for_its_leg_is_taken_up() {
     let life = Life::start(&k);
     life.attach(on_two(1, &[REMOTE, OTHER]));
     life.until(V, 1, Standing::Open);
+    k.lock().fabric.imports.values_mut().for_each(|m| m.live = false);
+    k.notify();
+    let away = |d| life.agent().ctx.imports.import(V, d).is_some_and(|m| !m.live);
+    life.wait("the view", || [REMOTE, OTHER].into_iter().all(away));
     {
         let mut w = k.lock();
         for d in [REMOTE, OTHER] {
             w.devices.get_mut(&DmRole::Leg(V, d)).unwrap().path_failed = true;
         }
-        w.fabric.imports.values_mut().for_each(|m| m.live = false);
         w.log.clear();
     }
-    k.notify();
-    life.wait("the view", || life.agent().ctx.imports.import(V, REMOTE).is_some_and(|m| !m.live));
     life.attach(on_two(2, &[OTHER]));
     let near = |d| k.lock().devices.contains_key(&DmRole::Near(V, d));
     life.wait("the first one's leg to go on", || near(REMOTE));
@@ -567,68 +575,114 @@ fn a_disk_that_comes_while_the_top_waits_for_its_leg_is_taken_up() {
     assert!(label.is_some() && label < at(format!("set {}", DmRole::Near(V, OTHER).dm_name())), "{log:?}");
 }
 
-/// What is mirrored lies on a disk that comes to this node; the spare's is another node's. The mirror goes on by the leg, which
-/// stays until the mirror goes: the controller may be switching to the spare.
+/// A writer of a volume all on [`REMOTE`], of which a piece has a spare on [`OTHER`]; these disks are another node's.
+fn moving(epoch: u64, remotes: &[DiskId], filling: bool) -> AttachmentGoal {
+    let mut g = on_two(epoch, remotes);
+    if let Some(m) = &mut g.map {
+        m.map.0[0].legs[0] = Leg { disk: REMOTE, first: Extents::new(20) };
+        let place = Leg { disk: OTHER, first: Extents::new(9) };
+        m.map.0[1].spare = Some(Spare { leg: 0, place, filling });
+    }
+    g
+}
+
+/// The table of the mirror's device.
+fn mirror(k: &Fake) -> Option<Table> {
+    k.lock().devices.get(&DmRole::Mirror(V))?.found.as_ref()?.table.clone()
+}
+
+fn copies(k: &Fake) -> bool {
+    mirror(k).is_some_and(|t| matches!(t.lines()[0].target, Target::Mirror { .. }))
+}
+
+/// A leg's path fails, and its lender is away.
+fn cut_off(k: &Fake, disk: DiskId) {
+    let mut w = k.lock();
+    w.fabric.imports.get_mut(&names::slice_id(V, disk, &me())).unwrap().live = false;
+    w.devices.get_mut(&DmRole::Leg(V, disk)).unwrap().path_failed = true;
+    drop(w);
+    k.notify();
+}
+
+/// The controller may be switching to the spare: the mirror stays on the leg, and the top too, whose swap would wait for what the
+/// mirror may come to hold.
 #[test]
-fn a_mirror_outlives_that_one_of_its_disks_comes_here() {
-    let spare = |epoch, remotes: &[DiskId], filling| {
-        let mut g = goal(V, epoch, Role::Writer, 8);
-        let far = g.remotes[&REMOTE].clone();
-        g.remotes = remotes.iter().map(|d| (*d, far.clone())).collect();
-        if let Some(m) = &mut g.map {
-            let place = Leg { disk: OTHER, first: Extents::new(9) };
-            m.map.0[1].spare = Some(Spare { leg: 0, place, filling });
-        }
-        g
-    };
+fn a_mirror_outlives_that_what_it_copies_comes_here() {
     for cut in 0.. {
         let k = kernel_with_two_imports();
-        let is_mirror = || {
-            let w = k.lock();
-            let found = w.devices.get(&DmRole::Mirror(V)).and_then(|d| d.found.as_ref());
-            found
-                .and_then(|f| f.table.as_ref())
-                .is_some_and(|t| matches!(t.lines()[0].target, Target::Mirror { .. }))
-        };
-        let mirror = || k.lock().devices[&DmRole::Mirror(V)].found.as_ref().and_then(|f| f.table.clone());
         {
             let life = Life::start(&k);
-            life.attach(spare(1, &[REMOTE, OTHER], true));
+            life.attach(moving(1, &[REMOTE, OTHER], true));
             life.until(V, 1, Standing::Open);
-            life.wait("the mirror", is_mirror);
-            let before = mirror();
-            k.lock().devices.get_mut(&DmRole::Leg(V, REMOTE)).unwrap().path_failed = true;
-            k.lock().fabric.imports.get_mut(&names::slice_id(V, REMOTE, &me())).unwrap().live = false;
-            life.attach(spare(2, &[OTHER], true));
+            life.wait("the mirror", || copies(&k));
+            let before = mirror(&k);
+            cut_off(&k, REMOTE);
+            k.lock().log.clear();
+            life.attach(moving(2, &[OTHER], true));
             life.wait("the leg to go on", || !k.lock().devices[&DmRole::Leg(V, REMOTE)].path_failed);
             life.until(V, 2, Standing::Open);
-            assert_eq!(mirror(), before);
+            assert_eq!(mirror(&k), before);
+            let log = k.lock().log.clone();
+            assert!(!log.contains(&format!("set {}", DmRole::Top(V).dm_name())), "{log:?}");
         }
         k.lock().log.clear();
         k.lock().left = Some(cut);
         let first = Life::start(&k);
-        first.attach(spare(3, &[OTHER], false));
+        first.attach(moving(3, &[OTHER], false));
         let alone = || roles(&k) == [DmRole::Top(V)];
         first.wait("the cut", || k.lock().left == Some(0) || alone());
         let whole = k.lock().left != Some(0);
         drop(first);
         k.lock().left = None;
         let second = Life::start(&k);
-        second.attach(spare(3, &[OTHER], false));
+        second.attach(moving(3, &[OTHER], false));
         second.wait("the top alone", alone);
         second.until(V, 3, Standing::Open);
         assert_eq!(top_kinds(&k), ["linear", "linear"]);
         let log = k.lock().log.clone();
-        let at = |what: String| log.iter().position(|l| *l == what);
-        let (top, mirror) = (DmRole::Top(V).dm_name(), DmRole::Mirror(V).dm_name());
-        assert!(
-            at(format!("set {mirror}")).is_some() && at(format!("set {mirror}")) < at(format!("set {top}")),
-            "{log:?}"
-        );
+        let at = |what: DmRole| log.iter().position(|l| *l == format!("set {}", what.dm_name()));
+        let replaced = at(DmRole::Mirror(V));
+        assert!(replaced.is_some() && replaced < at(DmRole::Top(V)), "{log:?}");
         if whole {
             return;
         }
     }
+}
+
+#[test]
+fn a_mirror_outlives_that_its_spare_is_not_to_be_found() {
+    let k = kernel_with_two_imports();
+    let life = Life::start(&k);
+    life.attach(moving(1, &[REMOTE], true));
+    life.until(V, 1, Standing::Open);
+    life.wait("the mirror", || copies(&k));
+    let before = mirror(&k);
+    life.gone.send_replace(Some(OTHER));
+    k.lock().log.clear();
+    life.attach(moving(2, &[REMOTE], true));
+    life.until(V, 2, Standing::Open);
+    assert_eq!(mirror(&k), before);
+    life.attach(moving(3, &[REMOTE], false));
+    life.wait("the mirror to go", || mirror(&k).is_none());
+    life.until(V, 3, Standing::Open);
+}
+
+/// What it holds can go on nowhere but where the map has it.
+#[test]
+fn a_mirror_of_a_disk_that_was_carried_away_gives_way_to_its_leg() {
+    let k = kernel_with_two_imports();
+    let life = Life::start(&k);
+    life.attach(moving(1, &[OTHER], true));
+    life.until(V, 1, Standing::Open);
+    life.wait("the mirror", || copies(&k));
+    k.lock().log.clear();
+    life.attach(moving(2, &[REMOTE, OTHER], false));
+    life.wait("the leg alone", || roles(&k) == [DmRole::Top(V), DmRole::Leg(V, REMOTE)]);
+    life.until(V, 2, Standing::Open);
+    let log = k.lock().log.clone();
+    let at = |what: DmRole| log.iter().position(|l| *l == format!("set {}", what.dm_name()));
+    let replaced = at(DmRole::Mirror(V));
+    assert!(replaced.is_some() && replaced < at(DmRole::Top(V)), "{log:?}");
 }
 
 #[test]
