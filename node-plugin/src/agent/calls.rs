@@ -7,6 +7,7 @@
 
 use std::{
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -57,9 +58,12 @@ impl Calls {
         async move {
             let place = places.acquire_owned().await.ok();
             let (tx, mut rx) = oneshot::channel();
+            // The runner would hand a panic to whoever waits with it. Here that is seen by the sender's end, whenever it comes.
             let body = move || {
-                // An error means that nobody waits any more.
-                drop(tx.send(f()));
+                if let Ok(t) = catch_unwind(AssertUnwindSafe(f)) {
+                    // An error means that nobody waits any more.
+                    drop(tx.send(t));
+                }
             };
             // Zero: the runner starts the thread and keeps count of it, the waiting is ours.
             match runner.run(&what, Duration::ZERO, body)? {
