@@ -62,10 +62,9 @@ async fn forecasts_and_offers_are_shown() {
         assert!(text.contains(word), "{word}: {text}");
     }
     let json = s.json(&["forecast", of("n2")["disk"].as_str().unwrap()]);
-    assert_eq!(
-        (json["hours"].as_array().unwrap().len(), json["horizons"].as_array().unwrap().len()),
-        (29, 4)
-    );
+    // The offer's look ahead, and the hour that has begun since when it has.
+    let len = |what: &str| json[what].as_array().unwrap().len();
+    assert!(matches!((len("hours"), len("horizons")), (29 | 30, 4)), "{json}");
     let top = s.table(&["top", "--once"]);
     assert!(top.contains("n2") && !top.contains("n1"), "{top}");
     for line in s.narrow(&["disks"], 80).lines() {
@@ -93,7 +92,7 @@ async fn a_node_is_drained_and_taken_back() {
     assert!(s.fails(&["undrain", "n1"]).contains("node n1 is not being drained"));
 
     let text = s.table(&["drain", "n1", "--every", "1", "--timeout", "60s"]);
-    assert!(text.contains("node n1: ") && text.contains("moves under way"), "{text}");
+    assert!(text.contains("node n1: ") && text.contains("under way"), "{text}");
     assert!(text.contains("node n1 is drained") && text.contains("until `weir undrain n1`"), "{text}");
     // Again: there is nothing to wait for.
     let text = s.table(&["drain", "n1"]);

@@ -243,7 +243,9 @@ mod tests {
         assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", "csi.weir.storage"));
         assert_eq!(info.endpoint, "/var/lib/kubelet/plugins/csi.weir.storage/csi.sock");
         assert_eq!(info.supported_versions, ["1.0.0"]);
-        let first = fs::symlink_metadata(&path).unwrap().ino();
+        // A file system may give a number again at once.
+        let made = || fs::symlink_metadata(&path).map(|m| (m.ino(), m.ctime(), m.ctime_nsec())).unwrap();
+        let first = made();
         let no = RegistrationStatus { plugin_registered: false, error: "not yet".into() };
         kubelet.notify_registration_status(no).await.unwrap();
         seen.wait_for(|s| *s == Standing::Refused("not yet".into())).await.unwrap();
@@ -251,7 +253,7 @@ mod tests {
         // A new socket comes, which the kubelet notices.
         seen.wait_for(|s| *s == Standing::Waiting).await.unwrap();
         let mut kubelet = dial(&path).await;
-        assert_ne!(fs::symlink_metadata(&path).unwrap().ino(), first);
+        assert_ne!(made(), first);
         let yes = RegistrationStatus { plugin_registered: true, error: String::new() };
         kubelet.notify_registration_status(yes).await.unwrap();
         seen.wait_for(|s| *s == Standing::Registered).await.unwrap();

@@ -367,7 +367,7 @@ async fn what_is_never_answered_keeps_nothing_else_waiting() {
     let silent = Server::default();
     silent.grief(Method::GET, POOLS, Grief::Silence);
     let (client, before) = (silent.client(), Found::default());
-    let look = tokio::time::timeout(Duration::from_secs(15), pools::in_cluster(&client, &before));
+    let look = tokio::time::timeout(Duration::from_secs(60), pools::in_cluster(&client, &before));
     let (looked, _) = tokio::join!(look, server.reason(VOLUMES, &volumes[1], "Settled", "Settled"));
     let e = looked.unwrap().unwrap_err();
     assert!(e.to_string().contains("has not answered"), "{e}");

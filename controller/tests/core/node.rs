@@ -462,7 +462,8 @@ pub(crate) fn quick() -> controller::core::CoreConfig {
     pool.devices = vec![DeviceSelector::default()];
     CoreConfig {
         pools: vec![pool],
-        lease: Duration::from_millis(600),
+        // What waits for a death waits for this long; a machine that stands still for as long is taken for one.
+        lease: Duration::from_secs(2),
         heartbeat: Duration::from_millis(100),
         patience: Duration::from_millis(300),
         request_deadline: Duration::from_secs(3),

@@ -364,10 +364,15 @@ async fn a_slow_node_is_waited_for_and_then_no_longer() {
     rig.nodes[0].set_stuck(true).await;
     let e = rig.attach(v.id, 0, &RWO).await.unwrap_err();
     assert!(matches!(e, ApiError::Unfinished(_)), "{e}");
-    let (core, name, id) = (rig.core.clone(), rig.name(0), v.id);
-    let again = tokio::spawn(async move { core.attach(id, name, RWO, true).await });
     rig.nodes[0].set_stuck(false).await;
-    again.await.unwrap().unwrap();
+    until("the node to be through", || async {
+        match rig.attach(v.id, 0, &RWO).await {
+            Ok(()) => Some(()),
+            Err(ApiError::Unfinished(_)) => None,
+            Err(e) => panic!("{e}"),
+        }
+    })
+    .await;
     rig.end().await;
 }
 

@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use controller::{
     api::{Api, ApiError, DrainRow, Survey, Target},
-    core::{CoreError, Handle, seen::Attachment},
+    core::{CoreConfig, CoreError, Handle, seen::Attachment},
     store::embedded::Embedded,
 };
 use pool::ids::VolumeId;
@@ -27,10 +27,15 @@ struct Keeper<'a> {
     starts: u64,
 }
 
+/// All is asked for until it is so, whoever is taken for dead meanwhile.
+fn hasty() -> CoreConfig {
+    CoreConfig { lease: Duration::from_millis(600), ..quick() }
+}
+
 impl<'a> Keeper<'a> {
     async fn new(path: &'a Path, nodes: &'a [Node], at: u64, stop: Stop) -> Self {
         let store = Stopping::new(Embedded::open(path).unwrap(), at, stop);
-        let (core, task) = start(quick(), Arc::new(store)).await;
+        let (core, task) = start(hasty(), Arc::new(store)).await;
         for n in nodes {
             n.connect(&core).await;
         }
@@ -48,7 +53,7 @@ impl<'a> Keeper<'a> {
             n.vanish().await;
         }
         let store = open(self.path).await;
-        let (core, task) = start(quick(), Arc::new(store)).await;
+        let (core, task) = start(hasty(), Arc::new(store)).await;
         (self.core, self.task) = (core, task);
         self.starts += 1;
         for n in self.nodes {

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use controller::{
     api::Api,
+    core::CoreConfig,
     flow::sweep,
     session::{Identify, Service},
 };
@@ -47,7 +48,9 @@ fn hello() -> wire::NodeMessage {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_attaches_a_volume_over_grpc() {
-    let (core, _task) = start(quick(), Arc::new(Memory::default())).await;
+    // Its node sends no heartbeats.
+    let config = CoreConfig { lease: Duration::from_secs(60), ..quick() };
+    let (core, _task) = start(config, Arc::new(Memory::default())).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let to = format!("http://{}", listener.local_addr().unwrap());
     let service = Service::new(core.clone(), Arc::new(Header)).into_server();
@@ -63,7 +66,7 @@ async fn a_node_attaches_a_volume_over_grpc() {
     else {
         panic!("the first message is a welcome");
     };
-    assert_eq!((w.term, w.heartbeat_ms, w.lease_ms), (1, 100, 600));
+    assert_eq!((w.term, w.heartbeat_ms, w.lease_ms), (1, 100, 60_000));
 
     let device = wire::Device {
         device_id: "d".into(),

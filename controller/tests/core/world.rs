@@ -105,7 +105,7 @@ impl World {
 
 /// Waits until `f` gives something.
 pub(crate) async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut f: impl FnMut() -> F) -> T {
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(t) = f().await {
             return t;

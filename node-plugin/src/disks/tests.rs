@@ -118,7 +118,13 @@ impl Hardware for Fake {
     }
     fn open(&self, path: &Path, _: OpenMode) -> Result<Box<dyn Storage + Send>, StorageError> {
         let path = path.file_name().unwrap().to_str().unwrap().to_owned();
-        let disk = self.with(|r| r.disks[&path].clone());
+        let gone = || StorageError::Io {
+            op: "open",
+            offset: 0,
+            len: 0,
+            source: std::io::Error::from(std::io::ErrorKind::NotFound),
+        };
+        let disk = self.with(|r| r.disks.get(&path).cloned()).ok_or_else(gone)?;
         Ok(Box::new(Disk { disk, rack: self.clone(), path }))
     }
     fn hold(&self, disk: DiskId, _: DevNo) -> Result<(), HardwareError> {
@@ -489,8 +495,10 @@ async fn a_path_beneath_the_device_is_not_the_disk_whatever_it_shows() {
     b.fake.with(|r| r.write_fails = true);
     b.room.record_runs(record(V, 2, 3, 5)).await.unwrap_err();
     b.disk(DiskCondition::Failed).await;
-    b.fake.with(|r| r.disks.remove("vda"));
-    b.fake.with(|r| r.write_fails = false);
+    b.fake.with(|r| {
+        r.disks.remove("vda");
+        r.write_fails = false;
+    });
     let serving = Duration::from_millis(300);
     let word = tokio::time::timeout(serving, b.disk(DiskCondition::Serving)).await;
     assert!(word.is_err(), "{word:?}");

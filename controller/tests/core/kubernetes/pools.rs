@@ -25,12 +25,12 @@ impl Pools {
             "apiVersion": "weir.storage/v1alpha1", "kind": "StoragePool", "metadata": { "name": name }, "spec": spec,
         });
         let object: DynamicObject = serde_json::from_value(object).unwrap();
-        answer(self.0.create(&PostParams::default(), &object).await)
+        answer(|| async { self.0.create(&PostParams::default(), &object).await }).await
     }
 
     async fn set_extent(&self, name: &str, extent: Value) -> Result<DynamicObject, Box<Status>> {
         let patch = json!({ "spec": { "extentSize": extent } });
-        answer(self.0.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await)
+        answer(|| async { self.0.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await }).await
     }
 
     async fn remove(&self, name: &str) {
@@ -38,12 +38,19 @@ impl Pools {
     }
 }
 
-fn answer(r: kube::Result<DynamicObject>) -> Result<DynamicObject, Box<Status>> {
-    match r {
-        Ok(o) => Ok(o),
-        Err(kube::Error::Api(s)) if s.code == 422 => Err(s),
-        Err(e) => panic!("{e}"),
-    }
+/// What the schema says. The API server asks for patience while the storage of a kind is made anew.
+async fn answer<F: Future<Output = kube::Result<DynamicObject>>>(
+    ask: impl Fn() -> F,
+) -> Result<DynamicObject, Box<Status>> {
+    until("the API server to answer", || async {
+        match ask().await {
+            Ok(o) => Some(Ok(o)),
+            Err(kube::Error::Api(s)) if s.code == 422 => Some(Err(s)),
+            Err(kube::Error::Api(s)) if s.code == 429 => None,
+            Err(e) => panic!("{e}"),
+        }
+    })
+    .await
 }
 
 fn devices(selector: Value) -> Value {
