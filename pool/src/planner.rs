@@ -6,7 +6,7 @@
 //! - a disk takes extents only if its owner's forecast need and a margin stay free ([`DiskFact::accepts`]), while a recall begins
 //!   when the need itself is not free; so what takes never recalls;
 //! - a disk spills from 70 % of what it can do on, and takes what it is not forced to take below 45 % only; what has spilled
-//!   would bring its former disk back above 70 %, so it does not come home before the load has gone;
+//!   would bring its former disk back above 70 %, so nothing of it comes home before load has gone;
 //! - recall takes only from lenders, gravity gives only to the volume's own node;
 //! - what has moved stays for hours ([`MovePolicy::hold_s`]);
 //! - what has left a disk lately counts as gone where it is asked whether that disk spills, and as still there where it is asked
@@ -14,7 +14,7 @@
 //!   move yet leads to no other.
 //!
 //! Invariants: equal facts give equal plans, whatever their order; one piece of a volume at a time, one off and one onto a disk;
-//! a plan that is carried out gives no plan that takes any of it back. Must not know: clocks, records, how runs
+//! a plan that is carried out gives no plan that takes any of it back while all else is as it was. Must not know: clocks, records, how runs
 //! are found on the disk that is chosen, budgets of bytes.
 
 mod fullness;
@@ -354,7 +354,8 @@ impl<'a> Board<'a> {
                 && !v.not.contains(&d.disk)
                 && !self.taking.contains(&d.disk)
                 && p.whole.as_ref().is_none_or(|legs| !legs.contains(&d.disk))
-                && (d.usable > 0 || !fit.rated);
+                && (d.usable > 0 || !fit.rated)
+                && d.busy_with(p.peak_of(count)) < fit.whole_below;
             let room = d.room_for(self.policy, &v.home);
             let n = p.part(d.bears(p.peak_of(count), count, most_busy).min(room)).filter(|_| open)?;
             Some((n, room, Reverse(d.disk)))
@@ -457,23 +458,33 @@ struct Fit<'a> {
     place: Place<'a>,
     /// What it can do is known.
     rated: bool,
+    /// Thousandths of what it can do that all of what is asked for would keep it below, though it take but a part.
+    whole_below: u64,
 }
 
 impl<'a> Fit<'a> {
+    fn at(place: Place<'a>) -> Self {
+        Self { place, rated: false, whole_below: u64::MAX }
+    }
+
     fn on(node: &'a NodeName) -> Self {
-        Self { place: Place::On(node), rated: false }
+        Self::at(Place::On(node))
     }
 
     fn off(node: &'a NodeName) -> Self {
-        Self { place: Place::Off(Some(node)), rated: false }
+        Self::at(Place::Off(Some(node)))
     }
 
     fn anywhere() -> Self {
-        Self { place: Place::Off(None), rated: false }
+        Self::at(Place::Off(None))
     }
 
     fn rated(self) -> Self {
         Self { rated: true, ..self }
+    }
+
+    fn whole_below(self, whole_below: u64) -> Self {
+        Self { whole_below, ..self }
     }
 }
 

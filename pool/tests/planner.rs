@@ -174,7 +174,7 @@ fn policy() -> impl Strategy<Value = MovePolicy> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     #[test]
     fn equal_facts_give_equal_plans_in_whatever_order(w in a_world(), p in policy(), most in 1_u64..50) {
@@ -212,8 +212,10 @@ proptest! {
     fn plans_come_to_an_end_and_take_nothing_back(w in a_world(), p in policy(), most in 1_u64..50) {
         let mut w = w;
         w.wait();
-        // By volume and logical extent: where it has been.
-        let mut been: BTreeMap<(VolumeId, u64), Vec<(DiskId, MoveCause)>> = BTreeMap::new();
+        // By volume and logical extent: where it has been, and in which round it left.
+        let mut been: BTreeMap<(VolumeId, u64), Vec<(DiskId, MoveCause, u32)>> = BTreeMap::new();
+        // When something last left a disk. What has spilled may come home once more has left than itself.
+        let mut relieved: BTreeMap<DiskId, u32> = BTreeMap::new();
         let mut rounds = 0;
         loop {
             let all = w.plan(&p, most);
@@ -223,13 +225,18 @@ proptest! {
             for m in &all {
                 for e in m.start.get()..m.start.get() + m.count.get() {
                     let trail = been.entry((m.volume, e)).or_default();
+                    let since = relieved.get(&m.to).copied().unwrap_or(0);
+                    let home = |cause, left| {
+                        (cause, m.cause) == (MoveCause::Spill, MoveCause::Gravity) && left < since
+                    };
                     prop_assert!(
-                        trail.iter().all(|(d, _)| *d != m.to),
+                        trail.iter().all(|(d, cause, left)| *d != m.to || home(*cause, *left)),
                         "extent {e} of {} goes back to {} after {trail:?}: {m:?}", m.volume, m.to
                     );
-                    trail.push((m.from, m.cause));
+                    trail.push((m.from, m.cause, rounds));
                 }
             }
+            relieved.extend(all.iter().map(|m| (m.from, rounds)));
             w.carry_out(&all);
             w.wait();
             rounds += 1;
@@ -320,6 +327,25 @@ fn an_overloaded_disk_spills_what_is_lent_first() {
     let [m] = moves.as_slice() else { panic!("{moves:?}") };
     assert_eq!((m.cause, m.volume, m.to), (MoveCause::Spill, VolumeId::from_u128(2), disk(0)));
     assert!(m.why.to_string().contains("75 %"), "{}", m.why);
+}
+
+#[test]
+fn a_disk_takes_back_no_part_of_what_it_has_spilled() {
+    let raw =
+        [(50, 0, 112_000, 0, true), (0, 0, 0, 0, false), (50, 0, 103_400, 20_400, true), (0, 0, 0, 0, false)];
+    let mut w = build(&raw, &[(1, STILL_S, None, 2, false, vec![(2, 4, 52_000)])]);
+    let p = MovePolicy::default();
+    let moves = w.plan(&p, 3);
+    let [m] = moves.as_slice() else { panic!("{moves:?}") };
+    assert_eq!((m.cause, m.from, m.to, m.count.get()), (MoveCause::Spill, disk(2), disk(0), 3));
+    w.carry_out(&moves);
+    w.wait();
+    // It has room below 45 % for one of the three.
+    assert!(w.plan(&p, 3).is_empty());
+    w.disk(disk(2)).load = 0;
+    let moves = w.plan(&p, 3);
+    let [m] = moves.as_slice() else { panic!("{moves:?}") };
+    assert_eq!((m.cause, m.to, m.count.get()), (MoveCause::Gravity, disk(2), 3));
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! Borrowed extents come home to the node that uses them, the hottest first, where that node has room and it pays: what users
 //! wait less within a day is more than twice what the copy costs others (the model's rule). A disk of which nothing is known
-//! takes nothing home: it may be overloaded.
+//! takes nothing home: it may be overloaded. Nor does one that would spill if it took a piece as a whole: a part of what it has
+//! spilled would fit again.
 
-use super::{Board, Fit, PieceFact, TAKE, VolumeFact, Why};
+use super::{Board, Fit, PieceFact, SPILL, TAKE, VolumeFact, Why};
 use crate::{moving::MoveCause, units::Extents};
 
 /// Microseconds that an I/O to another node takes longer: the round trip and both ends of nvme-tcp on a common network.
@@ -45,7 +46,7 @@ pub(super) fn plan(board: &mut Board<'_>) {
             continue;
         }
         let count = if p.whole.is_some() { p.count } else { p.count.min(board.most) };
-        let found = board.target(v, p, count, TAKE, &Fit::on(&v.home).rated());
+        let found = board.target(v, p, count, TAKE, &Fit::on(&v.home).rated().whole_below(SPILL));
         if let Some((to, n)) = found.filter(|(_, n)| pays(v, p, *n)) {
             let (gain_s, cost_s) = figures(v, p, n);
             let why = Why::Gravity { io: p.io_of(n) / 1000, gain_s, cost_s };
