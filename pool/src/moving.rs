@@ -193,7 +193,8 @@ impl VolumeRecord {
         if self.is_filling() {
             let stays = self.access.sole_holder() == Some(&m.by);
             return match word {
-                Some(Mirror::Whole) if stays => {
+                // Not onto a disk that is away: where it lies now, it is there.
+                Some(Mirror::Whole) if stays && !facts.obstacle => {
                     MoveStep::Switch(Box::new(settled(self.map.switched(), epoch)))
                 }
                 Some(Mirror::Broken) => MoveStep::CallOff(Box::new(settled(self.map.unfilled(), epoch))),

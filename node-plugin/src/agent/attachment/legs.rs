@@ -90,8 +90,9 @@ pub fn plan_legs(
     // Legs under a goal that says nothing about them (a fence that waits for quiet) keep their paths too.
     for (d, f) in &seen.legs {
         let now = path_of(f.table.as_ref());
-        let live = i.imports.get(d).filter(|m| m.live);
-        if acts.iter().any(|a| a.is_about(*d)) || now.is_none() || live.map(|m| m.dev) != now {
+        let live = i.imports.get(d).filter(|m| m.live).map(|m| m.dev);
+        let near = seen.near.get(d).map(|f| f.dev);
+        if acts.iter().any(|a| a.is_about(*d)) || now.is_none() || (live != now && near != now) {
             continue;
         }
         let failed = paths.get(d).into_iter().flatten().find(|(p, up)| !up && Some(*p) == now);

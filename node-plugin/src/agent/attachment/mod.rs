@@ -489,7 +489,8 @@ impl Worker {
             info!(queueing = ?s.queueing, "legs without a path");
         }
         // Taken up a moment ago, and failed again.
-        for d in s.queueing.iter().filter(|d| self.reinstated.contains(d)) {
+        let far = |d: &&DiskId| self.reinstated.contains(d) && self.goal.remotes.contains_key(d);
+        for d in s.queueing.iter().filter(far) {
             self.ctx.imports.doubt(*d);
         }
         self.reinstated = s.reinstated.clone();

@@ -228,7 +228,8 @@ pub fn run_legs(
         let dead = |p: &Vec<(kernel::DevNo, bool)>| p.iter().all(|(_, up)| !up);
         out.queueing = paths.iter().filter(|(_, p)| dead(p)).map(|(d, _)| *d).collect();
         let acts = plan_legs(i, &seen, &paths, arrived, reinstate && round == 0);
-        out.unfinished = !acts.is_empty();
+        // A disk of this node says nothing when its path is to be tried again.
+        out.unfinished = !acts.is_empty() || out.queueing.iter().any(|d| seen.near.contains_key(d));
         if acts.is_empty() || round + 1 == ROUNDS {
             break;
         }

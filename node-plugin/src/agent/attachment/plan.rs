@@ -19,6 +19,7 @@ use kernel::{
 use pool::{
     goals::Role,
     ids::{DiskId, NodeName, VolumeId},
+    moving::Mirror,
     names::DmRole,
     stack::{self, Dev, DmDevice, Row, StackInput, Target, TopState},
     units::Sectors,
@@ -302,7 +303,16 @@ fn mirror(i: &Input, seen: &Seen) -> Result<(bool, Option<DmDevice>), Next> {
         if f.preloaded {
             return Err(Next::Do(Act::Clear(want.role)));
         }
-        return Ok((true, top.and_then(|t| top_above_mirror(i, seen, t))));
+        let top = top.and_then(|t| top_above_mirror(i, seen, t));
+        let stands = seen.top_table().is_some_and(|t| t.lines().iter().any(|l| stands_on(&l.target, f.dev)));
+        if stands
+            && f.mirror == Some(Mirror::Broken)
+            && top.as_ref().is_some_and(|t| settle(i, seen, t) != Ok(None))
+        {
+            // A swap would wait for the writes that it holds. The move is about to be called off.
+            return Err(Next::Wait("one side of the mirror has failed".into()));
+        }
+        return Ok((true, top));
     }
     // Without the spare's device there is nothing to fill yet.
     let Ok(table) = resolve(&want.rows, &lookup(i, seen)) else {

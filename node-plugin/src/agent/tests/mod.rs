@@ -624,6 +624,10 @@ fn a_mirror_outlives_that_what_it_copies_comes_here() {
             assert_eq!(mirror(&k), before);
             let log = k.lock().log.clone();
             assert!(!log.contains(&format!("set {}", DmRole::Top(V).dm_name())), "{log:?}");
+            // The disk fails once, and is well again.
+            k.lock().devices.get_mut(&DmRole::Leg(V, REMOTE)).unwrap().path_failed = true;
+            life.agent().lock().attachments[&V].handle.poke();
+            life.wait("the leg to go on again", || !k.lock().devices[&DmRole::Leg(V, REMOTE)].path_failed);
         }
         k.lock().log.clear();
         k.lock().left = Some(cut);
