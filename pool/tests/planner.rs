@@ -55,6 +55,8 @@ prop_compose! {
     }
 }
 
+/// Where an extent has been, why it left, and in which round.
+type Trail = Vec<(DiskId, MoveCause, u32)>;
 type RawDisk = (u64, u64, u64, u64, bool);
 type RawVolume = (usize, u64, Option<u64>, usize, bool, Vec<(usize, u64, u64)>);
 
@@ -212,8 +214,8 @@ proptest! {
     fn plans_come_to_an_end_and_take_nothing_back(w in a_world(), p in policy(), most in 1_u64..50) {
         let mut w = w;
         w.wait();
-        // By volume and logical extent: where it has been, and in which round it left.
-        let mut been: BTreeMap<(VolumeId, u64), Vec<(DiskId, MoveCause, u32)>> = BTreeMap::new();
+        // By volume and logical extent.
+        let mut been: BTreeMap<(VolumeId, u64), Trail> = BTreeMap::new();
         // When something last left a disk. What has spilled may come home once more has left than itself.
         let mut relieved: BTreeMap<DiskId, u32> = BTreeMap::new();
         let mut rounds = 0;
