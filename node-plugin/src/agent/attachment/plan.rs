@@ -247,10 +247,15 @@ fn or_wait(r: Result<Option<Act>, ResolveError>) -> Option<Next> {
 }
 
 fn plan_open(i: &Input, seen: &Seen) -> Next {
+    let v = i.goal.volume;
+    let fills = wanted(i).iter().any(|w| w.role == DmRole::Mirror(v));
+    // What a mirror holds goes on whatever else is missing.
+    if let Some(act) = unmirror(i, seen).filter(|_| !fills) {
+        return Next::Do(act);
+    }
     if let Some(why) = missing(i, seen) {
         return Next::Wait(why);
     }
-    let v = i.goal.volume;
     let (mirror, top) = match mirror(i, seen) {
         Ok(m) => m,
         Err(n) => return n,
@@ -294,7 +299,9 @@ fn mirror(i: &Input, seen: &Seen) -> Result<(bool, Option<DmDevice>), Next> {
     let v = i.goal.volume;
     let mut devices = wanted(i);
     let top = devices.pop();
-    let Some(want) = devices.pop().filter(|d| d.role == DmRole::Mirror(v)) else {
+    let want = devices.pop().filter(|d| d.role == DmRole::Mirror(v));
+    // What a guard holds goes on first, and in no other way than it does without a mirror.
+    let Some(want) = want.filter(|_| !seen.top_table().is_some_and(is_guard)) else {
         return without_mirror(i, seen);
     };
     // One that stands is this move's: no other begins before the node has said that it is gone. The controller may be switching to
@@ -358,15 +365,25 @@ fn unmirrored_table(i: &Input, seen: &Seen) -> Option<Table> {
     resolve(&[row], &lookup(i, seen)).ok()
 }
 
+/// The act that puts the place that the map has in the stead of a mirror that stands; `None` without one, and while that place is
+/// not to be found.
+fn unmirror(i: &Input, seen: &Seen) -> Option<Act> {
+    seen.mirror.as_ref().filter(|f| is_mirror(f))?;
+    let table = unmirrored_table(i, seen)?;
+    Some(Act::Set { role: DmRole::Mirror(i.goal.volume), table, read_only: false })
+}
+
 fn without_mirror(i: &Input, seen: &Seen) -> Result<(bool, Option<DmDevice>), Next> {
-    if !seen.mirror.as_ref().is_some_and(is_mirror) {
-        let map = i.goal.map.as_ref().map(|m| m.map.unfilled());
-        return Ok((false, map.and_then(|m| stack_of(i, &m, &|d| is_local(i, d)).pop())));
+    if let Some(act) = unmirror(i, seen) {
+        return Err(Next::Do(act));
     }
-    Err(match unmirrored_table(i, seen) {
-        Some(table) => Next::Do(Act::Set { role: DmRole::Mirror(i.goal.volume), table, read_only: false }),
-        None => Next::Wait("a mirror stands, and the map does not say of what".into()),
-    })
+    if seen.mirror.as_ref().is_some_and(is_mirror) {
+        return Err(Next::Wait(
+            "a mirror stands, and what the map has in its stead is not to be found".into(),
+        ));
+    }
+    let map = i.goal.map.as_ref().map(|m| m.map.unfilled());
+    Ok((false, map.and_then(|m| stack_of(i, &m, &|d| is_local(i, d)).pop())))
 }
 
 /// The act that keeps a mirror from copying on and fails what it holds.

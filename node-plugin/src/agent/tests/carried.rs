@@ -232,3 +232,67 @@ fn a_mirror_of_a_disk_that_was_carried_away_gives_way_to_its_leg() {
     let replaced = at(DmRole::Mirror(V));
     assert!(replaced.is_some() && replaced < at(DmRole::Top(V)), "{log:?}");
 }
+
+/// The volume has come here from another node, and its move goes on at once.
+#[test]
+fn what_a_guard_holds_goes_through_before_its_volume_is_mirrored() {
+    // The new place is on this node: it is there at once.
+    let far = [REMOTE];
+    for cut in 0.. {
+        let k = kernel_with_two_imports();
+        {
+            let life = Life::start(&k);
+            let mut guard = AttachmentGoal { role: Role::Guard, ..moving(1, &far, false) };
+            guard.map.as_mut().unwrap().map.0[1].spare = None;
+            life.attach(guard);
+            life.until(V, 1, Standing::Guarded);
+        }
+        {
+            let mut w = k.lock();
+            (w.held, w.left) = (true, Some(cut));
+            w.log.clear();
+        }
+        let first = Life::start(&k);
+        first.attach(moving(2, &far, true));
+        let behind = |k: &Fake| roles(k).iter().any(|r| matches!(r, DmRole::Map(_) | DmRole::WriteLeg(_)));
+        let done = || copies(&k) && !behind(&k);
+        first.wait("the cut", || k.lock().left == Some(0) || done());
+        let whole = k.lock().left != Some(0);
+        drop(first);
+        k.lock().left = None;
+        let second = Life::start(&k);
+        second.attach(moving(2, &far, true));
+        second.wait("the mirror alone", done);
+        second.until(V, 2, Standing::Open);
+        let log = k.lock().log.clone();
+        let said: Vec<_> = log.iter().filter(|l| l.starts_with("held")).collect();
+        assert_eq!(said, ["held write went through"], "cut after {cut}: {log:?}");
+        if whole {
+            return;
+        }
+    }
+}
+
+/// The volume grows when its move has been called off. What a mirror with a failed side holds does not wait for the new part.
+#[test]
+fn a_mirror_goes_though_a_disk_of_the_map_is_away() {
+    let all = [REMOTE, OTHER];
+    let k = kernel_with_two_imports();
+    let life = Life::start(&k);
+    life.attach(moving(1, &all, true));
+    life.until(V, 1, Standing::Open);
+    life.wait("the mirror", || copies(&k));
+    life.gone.send_replace(Some(LOCAL));
+    let mut grown = moving(2, &all, false);
+    let legs = vec![Leg { disk: LOCAL, first: Extents::new(3) }];
+    let more = Segment { start: Extents::new(8), count: Extents::new(4), legs, stripe: None, spare: None };
+    grown.map.as_mut().unwrap().map.0.push(more);
+    life.attach(grown.clone());
+    life.wait("the mirror to give way", || mirror(&k).is_some() && !copies(&k));
+    assert_eq!(top_kinds(&k), ["linear", "linear"]);
+    life.gone.send_replace(None);
+    life.disks.send_modify(|n| *n += 1);
+    life.wait("the mirror to go", || mirror(&k).is_none());
+    life.until(V, 2, Standing::Open);
+    assert_eq!(top_kinds(&k), ["linear", "linear"]);
+}
