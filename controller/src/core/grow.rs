@@ -55,6 +55,17 @@ fn span(
     Ok(Span { size, limit: limit.map(|l| es.extents_round_down(l)) })
 }
 
+/// What growing a volume takes.
+pub(super) enum Growth {
+    /// It is that large already.
+    None,
+    /// This record, for which the runs are reserved.
+    Record(Box<VolumeRecord>, Vec<Run>),
+    /// There is room. First its move is called off: the top of a volume is not to be swapped above a mirror whose other
+    /// side may be about to fail, for it would wait for the writes that the mirror then holds.
+    AfterMove,
+}
+
 fn no_place(r: &Refusal) -> ApiError {
     let text = r.to_string();
     match r.kind() {
@@ -205,13 +216,13 @@ impl Engine {
         self.pool.plan(request).map_err(|r| no_place(&r))
     }
 
-    /// The record of a volume grown to `required`, with the extents reserved for it; `None` when it is that large.
+    /// What it takes to grow a volume to `required`.
     pub(super) fn plan_expand(
         &mut self,
         id: VolumeId,
         required: Bytes,
         limit: Option<Bytes>,
-    ) -> Result<Option<(VolumeRecord, Vec<Run>)>, ApiError> {
+    ) -> Result<Growth, ApiError> {
         let v = self.volumes.get(&id).ok_or_else(|| ApiError::NoVolume(id.to_string()))?;
         let r = &v.record;
         if r.lifecycle == Lifecycle::Deleting {
@@ -219,7 +230,7 @@ impl Engine {
         }
         if r.size() >= required {
             return match limit.filter(|l| r.size() > *l) {
-                None => Ok(None),
+                None => Ok(Growth::None),
                 Some(l) => Err(ApiError::OutOfRange(format!(
                     "volume {id} has {} bytes already, more than the limit of {}; volumes do not shrink",
                     r.size().get(),
@@ -242,6 +253,9 @@ impl Engine {
             ..placement(&v.record.params, &v.record.pool, size)
         })?;
         let mut next = v.record.clone();
+        if next.is_filling() {
+            return Ok(Growth::AfterMove);
+        }
         self.pool.apply(id, &plan).map_err(|e| ApiError::Internal(e.to_string()))?;
         next.map = plan.map;
         next.access.epoch = next.access.epoch.next();
@@ -249,7 +263,7 @@ impl Engine {
         let text = format!("grown to {}", next.size());
         tracing::info!(volume = %id, epoch = %next.access.epoch, "{text}");
         next.note(self.now.unix_ms, text);
-        Ok(Some((next, plan.added)))
+        Ok(Growth::Record(Box::new(next), plan.added))
     }
 
     /// The record of a volume with other limits; `None` when it has these.

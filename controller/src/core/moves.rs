@@ -25,10 +25,20 @@ impl Engine {
     pub(super) fn plan_move_step(&mut self, id: VolumeId) -> Option<Pending> {
         self.volumes.get(&id)?.record.moving.as_ref()?;
         self.note_progress(id);
+        let facts = self.move_facts(self.volumes.get(&id)?)?;
+        self.move_step(id, &facts)
+    }
+
+    /// The write that calls a volume's move off; `None` when no spare of it is being filled.
+    pub(super) fn call_off(&mut self, id: VolumeId) -> Option<Pending> {
+        self.volumes.get(&id).filter(|v| v.record.is_filling())?;
+        self.move_step(id, &MoveFacts { mirror: None, obstacle: true })
+    }
+
+    fn move_step(&mut self, id: VolumeId, facts: &MoveFacts) -> Option<Pending> {
         let wipe = self.draw_wipe();
         let v = self.volumes.get(&id)?;
-        let facts = self.move_facts(v)?;
-        let (cause, mut next, retire, text) = match v.record.step_move(&facts, || wipe) {
+        let (cause, mut next, retire, text) = match v.record.step_move(facts, || wipe) {
             MoveStep::Wait => return None,
             MoveStep::Switch(r) => (Cause::MoveSwitch, r, vec![], "the new place holds everything"),
             MoveStep::CallOff(r) => (Cause::MoveAbort, r, vec![], "called off: the old place stays"),

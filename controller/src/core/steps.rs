@@ -12,6 +12,7 @@ use pool::{
 
 use super::{
     engine::{Engine, Timer},
+    grow::Growth,
     nodes::Node,
     volume::{After, Pending, Queued, Request, Volume, Waiter, Want, answer},
 };
@@ -33,6 +34,8 @@ enum Verdict {
     Wait(Queued),
     /// A record is to be written for it.
     Write(Box<Pending>),
+    /// It stays in line until this is written.
+    Behind(Box<Pending>, Queued),
     /// It has been answered, or waits for nodes.
     Done,
 }
@@ -177,6 +180,10 @@ impl Engine {
             match self.serve(id, q) {
                 Verdict::Wait(q) => waiting.push_back(q),
                 Verdict::Write(p) => write = Some(p),
+                Verdict::Behind(p, q) => {
+                    waiting.push_back(q);
+                    write = Some(p);
+                }
                 Verdict::Done => {}
             }
         }
@@ -196,12 +203,16 @@ impl Engine {
             Request::Expand { required, limit, .. } => {
                 let (required, limit) = (*required, *limit);
                 match self.plan_expand(id, required, limit) {
-                    Ok(Some((next, reserved))) => {
+                    Ok(Growth::Record(next, reserved)) => {
                         let after = After::Request(q);
-                        let step = Step { next, cause: Cause::Expand, after };
+                        let step = Step { next: *next, cause: Cause::Expand, after };
                         Verdict::Write(Box::new(Pending { reserved, ..step.into() }))
                     }
-                    Ok(None) => {
+                    Ok(Growth::AfterMove) => match self.call_off(id) {
+                        Some(p) => Verdict::Behind(Box::new(p), q),
+                        None => Verdict::Wait(q),
+                    },
+                    Ok(Growth::None) => {
                         self.after_durable(id, After::Request(q));
                         Verdict::Done
                     }

@@ -2,7 +2,7 @@
 //! ends.
 
 use controller::{
-    api::{Api, Survey, Target},
+    api::{Api, ApiError, Survey, Target},
     core::seen::Attachment,
 };
 use pool::ids::{DiskId, VolumeId};
@@ -119,6 +119,31 @@ async fn a_migration_calls_a_move_off() {
     rig.detach(v.id, 0).await.unwrap();
     rig.nodes[0].set_slow(false).await;
     empty(&rig, disk).await;
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn growing_calls_a_move_off() {
+    let rig = Rig::new(&[10, 10, 10]).await;
+    let v = rig.create("v", 10, Some("n1")).await;
+    rig.attach(v.id, 0, &RWO).await.unwrap();
+    rig.nodes[0].set_slow(true).await;
+    let disk = disk_of(&rig, 0).await;
+    drain(&rig, disk).await;
+    moving(&rig, v.id).await;
+    let of = rig.core.survey().await.moves;
+    // What does not grow disturbs nothing.
+    assert_eq!(rig.core.expand(v.id, extents(10), None).await.unwrap().size, extents(10));
+    assert!(matches!(rig.core.expand(v.id, extents(60), None).await, Err(ApiError::NoRoom(_))));
+    assert_eq!(rig.core.survey().await.moves, of);
+
+    assert_eq!(rig.core.expand(v.id, extents(12), None).await.unwrap().size, extents(12));
+    let row = rig.row(v.id).await.unwrap();
+    let at = |what: &str| row.history.iter().position(|h| h.contains(what));
+    assert!(at("called off").is_some() && at("called off") < at("grown to"), "{:?}", row.history);
+    rig.nodes[0].set_slow(false).await;
+    empty(&rig, disk).await;
+    assert_eq!(rig.settled(v.id, "Attached").await.size, extents(12));
     rig.end().await;
 }
 

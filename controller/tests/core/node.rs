@@ -383,7 +383,7 @@ impl Node {
             }
             Role::Guard if ready => {
                 self.world.open(&self.name, volume, &map.map, false);
-                held = old.is_some_and(|o| o.held);
+                held = old.as_ref().is_some_and(|o| o.held);
                 Attachment::Guarded
             }
             Role::Writer | Role::Reader | Role::Guard => return None,
@@ -409,6 +409,10 @@ impl Node {
             true => Mirror::Whole,
             false => Mirror::Gone,
         };
+        let mirrored = |o: &&AttachmentSeen| !matches!(o.mirror, Some(Mirror::Gone) | None);
+        if let Some(o) = old.as_ref().filter(mirrored).filter(|o| filling && o.size != size) {
+            self.world.broke(format!("{volume} grew above a mirror: {} to {size}", o.size));
+        }
         let seen = AttachmentSeen {
             mirror: Some(mirror),
             volume,

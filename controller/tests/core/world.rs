@@ -91,6 +91,11 @@ impl World {
         }
     }
 
+    /// A promise was broken.
+    pub(crate) fn broke(&self, text: String) {
+        self.0.lock().unwrap().broken.push(text);
+    }
+
     /// How many extents hold anybody's data.
     pub(crate) fn dirty(&self) -> usize {
         self.0.lock().unwrap().dirty.len()
