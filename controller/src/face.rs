@@ -20,6 +20,10 @@ use crate::{
     store::kubernetes::Other,
 };
 
+fn starting() -> Verdict {
+    Err("starting: who reigns is not known yet".to_owned())
+}
+
 /// Clones show the same.
 #[derive(Clone)]
 pub(crate) struct Face {
@@ -36,7 +40,7 @@ impl Face {
     pub(crate) fn new(operations: &Operations) -> Self {
         let crown = Crown::default();
         Self {
-            ready: watch::channel(Err("starting: who reigns is not known yet".to_owned())).0,
+            ready: watch::channel(starting()).0,
             role: watch::channel(Role::Starting).0,
             reigns: watch::channel(false).0,
             core: watch::channel(None).0,
@@ -78,7 +82,7 @@ impl Face {
         })
     }
 
-    pub(crate) fn ready(&self, verdict: Verdict) {
+    fn ready(&self, verdict: Verdict) {
         drop(self.ready.send_replace(verdict));
     }
 
@@ -86,6 +90,16 @@ impl Face {
     pub(crate) fn measure(&self, handle: &Handle, operations: &Operations, refused: &Refusals) {
         let all = metrics::registry(handle, &self.crown, operations, refused);
         self.metrics.send_replace(Arc::new(all));
+    }
+
+    /// It starts, and cannot yet: why.
+    pub(crate) fn held_up(&self, why: &str) {
+        self.ready(Err(why.to_owned()));
+    }
+
+    /// What held up the start does so no more.
+    pub(crate) fn starts(&self) {
+        self.ready(starting());
     }
 
     /// Whether this controller reigns.

@@ -16,6 +16,8 @@ use crate::{cluster::ask, core};
 
 /// How often the cluster's pools are looked at: people change them a few times a year.
 const LOOK: Duration = Duration::from_secs(10);
+/// How long after one attempt to read them for the first time the next one comes.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// The core's view of a pool.
 pub fn core_pool(name: PoolName, spec: &StoragePoolSpec) -> core::PoolSpec {
@@ -96,6 +98,21 @@ pub async fn in_cluster(client: &Client, before: &Found) -> kube::Result<Found> 
     }
     found.pools.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
+}
+
+/// The cluster's pools as a controller starts with them, whenever the API server gives them: it may be away, or still make
+/// room for a kind whose definition was just applied. Why they cannot be read is told to `waiting` each time.
+pub async fn at_start(client: &Client, waiting: impl Fn(&str)) -> Found {
+    loop {
+        match in_cluster(client, &Found::default()).await {
+            Ok(found) => return found,
+            Err(e) => {
+                tracing::warn!(error = %e, "the cluster's StoragePools cannot be read; will retry");
+                waiting(&format!("the cluster's StoragePools cannot be read (are the CRDs installed?): {e}"));
+            }
+        }
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 /// Waits until the cluster's pools are others than `known`.

@@ -83,9 +83,6 @@ pub enum ServeError {
     /// There is no way to the cluster.
     #[error(transparent)]
     Cluster(#[from] cluster::ConnectError),
-    /// The cluster's pools could not be read.
-    #[error("the cluster's StoragePools cannot be read (are the CRDs installed?): {0}")]
-    Pools(#[source] Box<kube::Error>),
     /// Another controller may reign now.
     #[error("the reign is over: {0}")]
     Deposed(String),
@@ -196,8 +193,8 @@ async fn in_cluster(
     fault: Fault,
 ) -> Result<(), ServeError> {
     let other = store.other();
-    let known = pools::in_cluster(client, &pools::Found::default()).await;
-    let known = known.map_err(|e| ServeError::Pools(Box::new(e)))?;
+    let known = pools::at_start(client, |why| face.held_up(why)).await;
+    face.starts();
     tokio::select! {
         r = reign(config, known.pools.clone(), Some(client.clone()), store, face, operations, fault) => r,
         () = face.stand_by(other) => Ok(()),

@@ -260,6 +260,23 @@ async fn a_pool_that_makes_no_sense_is_left_out_and_the_others_are_there() {
     assert!(found.left_out["later"].contains("ofALaterVersion"), "{found:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_starts_with_the_pools_once_they_can_be_read() {
+    let server = Server::default();
+    server.put(POOLS, pool("good", json!({})));
+    // There is no such kind yet; then it is there, and its storage is not.
+    for code in [404, 429, 500] {
+        server.grief(Method::GET, POOLS, Grief::Refused(code));
+        let client = server.client();
+        let found = pools::at_start(&client, |why| {
+            assert!(why.contains("are the CRDs installed?") && why.contains("because"), "{why}");
+            server.no_grief();
+        });
+        let found = tokio::time::timeout(Duration::from_secs(60), found).await.expect("it goes on");
+        assert_eq!(found.pools.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["good"], "{code}");
+    }
+}
+
 /// A volume is there under a pool as it should be; the next controller starts with this configuration.
 async fn started_again(config: CoreConfig) -> (Rig, VolumeId) {
     let store = Arc::new(Memory::default());

@@ -55,7 +55,7 @@ async fn statuses_and_events_tell_what_the_core_knows() {
     let client = clean("report").await;
     let events: Api<Event> = Api::namespaced(client.clone(), "default");
     events.delete_collection(&DeleteParams::default(), &ListParams::default()).await.unwrap();
-    let pools: Api<StoragePool> = Api::all(client.clone());
+    let pools: Api<StoragePool> = Api::all(patient().await);
     let spec = json!({ "devices": [{ "paths": ["/dev/none*"] }] });
     ensure(&pools, json!({ "metadata": { "name": "default" }, "spec": spec })).await;
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), "default");
