@@ -454,6 +454,10 @@ fn fence(i: &Input, seen: &Seen) -> Option<Act> {
 }
 
 fn plan_fence_if_quiet(i: &Input, seen: &Seen) -> Next {
+    // No swap above a mirror: it would wait for what a mirror with a failed side holds.
+    if let Some(act) = unmirror(i, seen) {
+        return Next::Do(act);
+    }
     match fence(i, seen) {
         Some(Act::Set { role: role @ DmRole::Top(_), table, .. })
             if !seen.top_table().is_some_and(is_guard) =>
