@@ -254,7 +254,7 @@ impl Engine {
                 answer(reply, Err(e));
                 return;
             }
-            After::Request(q) => q.request.fail(e),
+            After::Request(q) | After::Again(q) => q.request.fail(e),
             After::Nothing => {}
         }
         self.arm(self.now.mono + RETRY, Timer::Volume(id));

@@ -30,7 +30,7 @@ impl Engine {
     }
 
     /// The write that calls a volume's move off; `None` when no spare of it is being filled.
-    pub(super) fn call_off(&mut self, id: VolumeId) -> Option<Pending> {
+    pub(super) fn called_off(&mut self, id: VolumeId) -> Option<Pending> {
         self.volumes.get(&id).filter(|v| v.record.is_filling())?;
         self.move_step(id, &MoveFacts { mirror: None, obstacle: true })
     }

@@ -34,8 +34,6 @@ enum Verdict {
     Wait(Queued),
     /// A record is to be written for it.
     Write(Box<Pending>),
-    /// It stays in line until this is written.
-    Behind(Box<Pending>, Queued),
     /// It has been answered, or waits for nodes.
     Done,
 }
@@ -180,10 +178,6 @@ impl Engine {
             match self.serve(id, q) {
                 Verdict::Wait(q) => waiting.push_back(q),
                 Verdict::Write(p) => write = Some(p),
-                Verdict::Behind(p, q) => {
-                    waiting.push_back(q);
-                    write = Some(p);
-                }
                 Verdict::Done => {}
             }
         }
@@ -208,8 +202,11 @@ impl Engine {
                         let step = Step { next: *next, cause: Cause::Expand, after };
                         Verdict::Write(Box::new(Pending { reserved, ..step.into() }))
                     }
-                    Ok(Growth::AfterMove) => match self.call_off(id) {
-                        Some(p) => Verdict::Behind(Box::new(p), q),
+                    Ok(Growth::AfterMove) => match self.called_off(id) {
+                        Some(step) => {
+                            let (cause, after) = (Cause::Expand, After::Again(q));
+                            Verdict::Write(Box::new(Pending { cause, after, ..step }))
+                        }
                         None => Verdict::Wait(q),
                     },
                     Ok(Growth::None) => {
@@ -353,6 +350,10 @@ impl Engine {
             After::Created(reply) => {
                 let info = self.info(id).ok_or_else(|| ApiError::NoVolume(id.to_string()));
                 answer(reply, info);
+                return;
+            }
+            After::Again(q) => {
+                v.queue.push_front(q);
                 return;
             }
             After::Request(q) => q,

@@ -122,6 +122,8 @@ pub(super) enum After {
     Nothing,
     Created(Reply<VolumeInfo>),
     Request(Queued),
+    /// A request that could not be served before: it is the next in line.
+    Again(Queued),
 }
 
 /// The write under way.

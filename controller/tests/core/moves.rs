@@ -1,13 +1,16 @@
 //! Disks are emptied while their volumes are in use, or not; whatever comes in between, nothing is lost and every move
 //! ends.
 
+use std::time::Duration;
+
 use controller::{
     api::{Api, ApiError, Survey, Target},
-    core::seen::Attachment,
+    core::{CoreConfig, seen::Attachment},
 };
 use pool::ids::{DiskId, VolumeId};
 
 use crate::{
+    node::quick,
     rig::{RWO, RWX, Rig, extents},
     world::until,
 };
@@ -124,7 +127,8 @@ async fn a_migration_calls_a_move_off() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn growing_calls_a_move_off() {
-    let rig = Rig::new(&[10, 10, 10]).await;
+    // Nobody dies here, however slow the machine is.
+    let rig = Rig::with(CoreConfig { lease: Duration::from_secs(20), ..quick() }, &[10, 10, 10]).await;
     let v = rig.create("v", 10, Some("n1")).await;
     rig.attach(v.id, 0, &RWO).await.unwrap();
     rig.nodes[0].set_slow(true).await;
