@@ -164,12 +164,13 @@ impl Kubernetes {
         self.lease.term().map_err(StoreError::Latched)
     }
 
-    /// A page of a list, asked for again while the API server is busy: it may be while it starts itself.
+    /// A page of a list, asked for again while the API server is busy, or does not serve the kind yet: it may be so while it
+    /// starts itself, or has just been told of the kind.
     async fn page(&self, kind: Kind, token: Option<String>, max: usize) -> Result<wire::Listed, Failure> {
         let (mut pause, begun) = (Pause::new(), tokio::time::Instant::now());
         loop {
             match self.wire.list(kind, token.clone(), max).await {
-                Err(e) if e.may_pass_at_start() && begun.elapsed() < LIST => {
+                Err(e) if (e.may_pass_at_start() || matches!(e, Failure::Gone)) && begun.elapsed() < LIST => {
                     pause.wait(&e, kind.plural()).await;
                 }
                 done => return done,
@@ -194,6 +195,12 @@ impl Kubernetes {
                     (so_far, token) = (T::default(), None);
                     continue;
                 }
+                Err(Failure::Gone) => {
+                    let why = format!("{} are not served: are the CRDs installed?", kind.plural());
+                    return Err(StoreError::NotNow(why));
+                }
+                // Nothing was to be done.
+                Err(Failure::Unknown(why)) => return Err(StoreError::NotNow(why)),
                 Err(e) => return Err(e.into_store(kind.plural())),
             };
             for r in page.resources {

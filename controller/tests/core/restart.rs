@@ -67,7 +67,7 @@ impl<'a> Keeper<'a> {
         what: &str,
         f: impl Fn(Handle) -> F,
     ) -> T {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         loop {
             match f(self.core.clone()).await {
                 Ok(t) => return t,
@@ -80,7 +80,7 @@ impl<'a> Keeper<'a> {
 
     /// Waits for a state of the pool.
     async fn see(&mut self, what: &str, f: impl Fn(&Survey) -> bool) {
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
         loop {
             self.mend().await;
             let s = self.core.survey().await;
@@ -207,7 +207,7 @@ async fn forgetting(at: u64, stop: Stop) -> u64 {
     })
     .await;
     lost.boot();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     while k.core.survey().await.nodes.iter().all(|n| n.node != n3 || !n.alive) {
         assert!(tokio::time::Instant::now() < deadline, "it is not taken in again");
         k.mend().await;

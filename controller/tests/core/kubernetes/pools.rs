@@ -149,7 +149,7 @@ async fn what_an_older_schema_let_through_can_be_corrected() {
     })
     .await;
 
-    let found = in_cluster(&client, &Found::default()).await.unwrap();
+    let found = until("the storage", || async { in_cluster(&client, &Found::default()).await.ok() }).await;
     for (name, _) in &older {
         assert!(found.left_out.contains_key(*name), "{found:?}");
         // It is told why.

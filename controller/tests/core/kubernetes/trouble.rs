@@ -121,6 +121,20 @@ async fn records_load_from_an_api_server_that_forgets_lists_at_every_write() {
 }
 
 #[tokio::test]
+async fn a_kind_that_is_not_served_yet_is_waited_for() {
+    let late =
+        || in_turn("GET", VOLUMES, vec![Fate::Instead(404, "no such kind"), Fate::Instead(500, "etcd")]);
+    let server = Scripted::new();
+    server.script(late());
+    let s = Kubernetes::new(server.client(), lease("trouble", "t"));
+    s.begin().await.unwrap();
+    s.put(None, volume(1)).await.unwrap();
+    let s = next(&server, s).await;
+    server.script(late());
+    assert_eq!(all(&s, 2).await.len(), 1);
+}
+
+#[tokio::test]
 async fn a_list_that_expires_is_begun_anew() {
     let (server, s) = reigning().await;
     for i in 0..7 {
