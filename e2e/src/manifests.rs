@@ -205,7 +205,7 @@ fn kinds(plane: &ControlPlane, there: bool) -> Result<()> {
         plane.kubectl_with(&["apply", "-f", "-"], CERT_MANAGER)?;
         let all = ["crd/certificates.cert-manager.io", "crd/issuers.cert-manager.io"];
         return plane
-            .kubectl(&[&["wait", "--for=condition=Established", "--timeout=60s"], &all[..]].concat())
+            .kubectl(&[&["wait", "--for=condition=Established", "--timeout=180s"], &all[..]].concat())
             .map(drop);
     }
     plane.kubectl_with(&["delete", "-f", "-"], CERT_MANAGER).map(drop)

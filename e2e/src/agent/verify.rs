@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long)]
     stop: PathBuf,
     /// Ends after this time in any case.
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 3600)]
     seconds: u64,
     /// Rest between two writes of a writer, so that a test does not have the machine to itself.
     #[arg(long, default_value_t = 5)]

@@ -29,7 +29,7 @@ use clients::{Clients, NodeCsi};
 
 /// How long anything in a lab may take that is not waited for by a test itself: emulated nodes are slow, and the two
 /// cores of a small machine are shared by all of them.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// What a cluster should be.
 #[derive(Debug, Clone)]

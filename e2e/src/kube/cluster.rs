@@ -362,6 +362,8 @@ fn values(disks: u8) -> Value {
         // Tests fill disks to the last extent, and tests before them have come and gone within the hour.
         "controller": {"lendByForecast": false},
         "node": {"storageNetwork": {"interface": "eth1"}},
+        // A pod may take a minute to start in emulated nodes.
+        "uninstallCheck": {"timeoutSeconds": 600},
         "storagePools": [{
             "name": "default",
             // The lab's images are sparse: wiping them would cost emulated nodes minutes.

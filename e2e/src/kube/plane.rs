@@ -327,7 +327,7 @@ impl ControlPlane {
         let crds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/weir/crds");
         let crds = crds.display().to_string();
         self.kubectl(&["apply", "--server-side", "-f", &crds])?;
-        self.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "-f", &crds]).map(drop)
+        self.kubectl(&["wait", "--for=condition=Established", "--timeout=180s", "-f", &crds]).map(drop)
     }
 
     fn tails(&self) -> String {

@@ -79,7 +79,7 @@ impl Identity {
             Err(e) => return Err(e).with_context(|| format!("kill process {}", self.pid)),
         }
         let what = format!("process {} to end", self.pid);
-        crate::wait::until(&what, Duration::from_secs(10), || Ok((!self.alive()).then_some(())))
+        crate::wait::until(&what, Duration::from_secs(120), || Ok((!self.alive()).then_some(())))
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use super::{Case, Run};
 use crate::{
-    cluster::{Cluster, Spec},
+    cluster::{Cluster, PATIENCE, Spec},
     lab::{cache, tools},
 };
 
@@ -30,7 +30,10 @@ const RULE: &str = "\n------------------------------\n";
 pub fn on_kubernetes() -> Result<()> {
     super::kube::with_api_server(|plane| {
         let spec = Spec { kubeconfig: Some(plane.kubeconfig().to_owned()), ..Spec::default() };
-        plane.kubectl_with(&["apply", "-f", "-"], &spec.pool().to_string())?;
+        // kubectl may not have heard of the kind yet.
+        crate::wait::until_ok("the pool to be applied", PATIENCE, || {
+            plane.kubectl_with(&["apply", "-f", "-"], &spec.pool().to_string())
+        })?;
         let c = Cluster::start(spec)?;
         let done = ["block", "mount"].iter().try_for_each(|kind| {
             sanity(&c, kind)?;

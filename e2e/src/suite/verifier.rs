@@ -131,10 +131,13 @@ fn number(node: &str) -> Result<u8> {
 pub(super) fn wait_alive(c: &Cluster, n: u8, alive: bool) -> Result<()> {
     let name = c.node(n).name();
     let what = format!("{name} to be {}", if alive { "alive" } else { "taken for dead" });
-    c.wait_survey(&what, |s| {
-        s["nodes"].as_array().into_iter().flatten().any(|n| n["node"] == name.as_str() && n["alive"] == alive)
-    })
-    .map(drop)
+    c.wait_survey(&what, |s| is_alive(s, &name) == Some(alive)).map(drop)
+}
+
+/// Whether the controller takes a node for alive, if it knows it.
+pub(super) fn is_alive(survey: &Value, name: &str) -> Option<bool> {
+    let mut nodes = survey["nodes"].as_array().into_iter().flatten();
+    nodes.find(|n| n["node"] == name)?["alive"].as_bool()
 }
 
 /// Waits until a volume has this phase and these holders.

@@ -27,9 +27,9 @@ pub use guest::Guest;
 pub use queue::OutOfStep;
 
 /// How long QEMU may take to come up in an emulated node: it is read through 9p the first time.
-const START_LIMIT: Duration = Duration::from_secs(60);
+const START_LIMIT: Duration = Duration::from_secs(240);
 /// How long a migration of a guest with little memory may take.
-const MIGRATE_LIMIT: Duration = Duration::from_secs(90);
+const MIGRATE_LIMIT: Duration = Duration::from_secs(300);
 /// The port on which a VM to come is awaited; one VM a node migrates at a time.
 const MIGRATE_PORT: u16 = 49152;
 
@@ -269,8 +269,10 @@ impl Vm {
                 _ => Ok(None),
             }
         })?;
-        wait::until("the VM to run on the target", MIGRATE_LIMIT, || {
-            Ok((target.status()? == "running").then_some(()))
+        wait::until_ok("the VM to run on the target", MIGRATE_LIMIT, || {
+            let status = target.status()?;
+            ensure!(status == "running", "it is {status}");
+            Ok(())
         })?;
         let number = |v: &Value, what: &str| v.as_u64().with_context(|| format!("no {what} in {done}"));
         Ok(Migration {

@@ -26,7 +26,7 @@ pub(super) const CASES: &[Case] = &[Case {
 
 /// The release goes and comes back with these values: whether attachments are recorded cannot be changed in place.
 fn replace(c: &KubeCluster, set: &[&str]) -> Result<()> {
-    c.helm(&["uninstall", RELEASE, "--namespace", WEIR, "--timeout", "300s"])?;
+    c.helm(&["uninstall", RELEASE, "--namespace", WEIR, "--timeout", "900s"])?;
     wait_removed(c)?;
     c.install_with(set)
 }

@@ -198,12 +198,15 @@ fn identity(c: &mut KubeCluster) -> Result<()> {
         ensure!(after > before, "{what} was not counted as {reason}: {before}, then {after}");
         println!("   {what}: {}", status.message());
     }
-    let log = c.plane().kubectl(&["logs", "-n", WEIR, &reigning, "-c", "controller", "--tail=-1"])?;
-    for words in
-        ["a node speaks for another one: refused", "a node's token is refused", "neither a token nor"]
-    {
-        ensure!(log.contains(words), "the log does not say {words:?}");
-    }
+    c.wait("the log to say so", PATIENCE, || {
+        let log = c.plane().kubectl(&["logs", "-n", WEIR, &reigning, "-c", "controller", "--tail=-1"])?;
+        for words in
+            ["a node speaks for another one: refused", "a node's token is refused", "neither a token nor"]
+        {
+            ensure!(log.contains(words), "the log does not say {words:?}");
+        }
+        Ok(Some(()))
+    })?;
     for node in ["n1", "n2"] {
         c.wait(&format!("{node}'s own plugin to be heard of"), PATIENCE, || {
             let n = c.get(&["storagenodes", node])?;

@@ -20,14 +20,16 @@ pub(super) const CASES: &[Case] = &[Case {
 }];
 
 fn uninstall(c: &mut KubeCluster) -> Result<()> {
-    println!("   {}", last_line(&c.helm(&["test", RELEASE, "--namespace", WEIR])?));
+    let tested =
+        c.wait("helm test to pass", PATIENCE, || c.helm(&["test", RELEASE, "--namespace", WEIR]).map(Some))?;
+    println!("   {}", last_line(&tested));
     let claims = [
         Claim::of("kept", "weir", Mode::Block, "64Mi"),
         Claim::of("idle", "weir-immediate", Mode::Block, "32Mi"),
     ];
     c.create(&claims.map(|claim| claim.object()))?;
     let io = PodIo::start(c, 1, "kept-io", "kept", Mode::Block, 61)?.begun(c)?;
-    let Err(refusal) = c.helm(&["uninstall", RELEASE, "--namespace", WEIR, "--timeout", "180s"]) else {
+    let Err(refusal) = c.helm(&["uninstall", RELEASE, "--namespace", WEIR, "--timeout", "900s"]) else {
         bail!("helm uninstall was not refused")
     };
     let said = format!("{refusal:#}");

@@ -118,9 +118,12 @@ fn placement(c: &mut KubeCluster) -> Result<()> {
     let here = at.iter().find(|(n, _)| n == "n3").map_or(0, |(_, mib)| *mib);
     ensure!(here == 2032, "n3's disk is not filled first: {at:?}");
     ensure!(at.iter().map(|(_, mib)| mib).sum::<u64>() == 2560, "{at:?}");
-    let row = record(c, "wide")?;
-    let borrowed = row["status"]["borrowed"].as_str().unwrap_or_default().to_owned();
-    ensure!(borrowed.starts_with("528Mi from 1 node"), "its row says it borrows {borrowed:?}");
+    c.wait("its row to say what it borrows", PATIENCE, || {
+        let row = record(c, "wide")?;
+        let borrowed = row["status"]["borrowed"].as_str().unwrap_or_default();
+        ensure!(borrowed.starts_with("528Mi from 1 node"), "its row says it borrows {borrowed:?}");
+        Ok(Some(()))
+    })?;
     let left = wait_capacity(c)?;
     ensure!(left + (256 + 2560) * MIB == all, "{left} are left of {all}");
     says_what_is_missing(c)?;
@@ -212,7 +215,9 @@ fn expand(c: &mut KubeCluster) -> Result<()> {
         } else {
             format!("df -B1 --output=size {FOLDER} | tail -1")
         };
-        let seen = c.plane().kubectl(&["exec", name, "--", "sh", "-c", &script])?;
+        let seen = c.wait("a pod to say its size", PATIENCE, || {
+            c.plane().kubectl(&["exec", name, "--", "sh", "-c", &script]).map(Some)
+        })?;
         let (seen, want): (u64, _) =
             (seen.trim().parse().with_context(|| format!("{seen:?}"))?, bytes(size)?);
         // A file system keeps some for itself.
